@@ -1,0 +1,1 @@
+"""Engines and the actors that host them. Nothing here knows files, stores, units' names or tables."""
