@@ -27,6 +27,7 @@ from tests.runs import data, errors, job, write_texts
 
 pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(900)]
 POISON, STOPS, HANGS, BAD = 666, 13, 14, 4
+SILENT_S = 8.0  # longer than a process at work is ever silent on a busy machine
 LABELS = ("good", "bad")
 
 
@@ -227,7 +228,7 @@ def test_a_stopped_process_is_found_and_another_goes_on_with_its_units() -> None
             stopped.append(int(busy[0].replica.rpartition(":")[2]))
             os.kill(stopped[0], signal.SIGSTOP)
 
-    rows = answered(todo, {"latency_s": 0.3}, silent_s=3, meanwhile=stop_one)
+    rows = answered(todo, {"latency_s": 0.3}, silent_s=SILENT_S, meanwhile=stop_one)
 
     assert len(stopped) == 1
     assert [error for each in rows.values() for error in error_types(each)] == [None] * 80
@@ -239,7 +240,7 @@ def test_a_row_that_stops_the_process_is_a_dead_letter_of_type_timeout(tmp_path:
     todo = {"a": [1] * 9 + [STOPS], "b": [1] * 10}
 
     rows = answered(
-        todo, {"stop_token_id": STOPS, "starts_file": str(tmp_path / "starts"), "latency_s": 0.01}, silent_s=3
+        todo, {"stop_token_id": STOPS, "starts_file": str(tmp_path / "starts"), "latency_s": 0.01}, silent_s=SILENT_S
     )
 
     assert {name: error_types(each) for name, each in rows.items()} == {

@@ -82,7 +82,7 @@ def test_a_run_at_work_is_seen_by_prometheus_and_by_watch_which_ends_with_it(s3_
     assert (last.rows_ok, last.exit_code, last.rows_done) == (ROWS, 0, ROWS)
     assert last.usd is not None
     assert last.usd > 0
-    assert sum(last.rows_history) * last.history_s == pytest.approx(ROWS, rel=0.35)  # the newest rows are in no step
+    assert ROWS / 4 < sum(last.rows_history) * last.history_s < 1.05 * ROWS  # the newest rows are in no step
 
 
 def test_a_metrics_port_that_is_taken_keeps_a_run_from_starting(tmp_path: Path) -> None:

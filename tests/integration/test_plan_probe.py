@@ -15,6 +15,7 @@ from tests.runs import LABELS, job, write_texts
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 LATENCY_S, AT_ONCE = 0.5, 8
+SLOWER = 5  # than the engine's latency tells, on a busy machine
 SLOW = (
     f"engine.simulated.latency_s={LATENCY_S}",
     f"batching.max_num_seqs={AT_ONCE}",
@@ -61,12 +62,13 @@ def test_a_probe_measures_an_engine_whose_speed_is_known_and_leaves_nothing(
     assert probe["steady"]
     assert 2 * AT_ONCE <= probe["all"]["rows"] < 200  # it ended in time, and not with the sample
     steady_s, rows = (sum(one[name] for one in probe["steady"]) for name in ("seconds", "rows"))
-    assert 0.9 < steady_s / rows / (LATENCY_S / AT_ONCE) < 3  # never faster than it can; slower on a busy machine
+    assert rows <= AT_ONCE * (steady_s / LATENCY_S + 1)  # never faster than it can: reports come between two ends
+    assert rows >= AT_ONCE * steady_s / LATENCY_S / SLOWER
     sent = found["expected"]["rows_sent"]
     assert sent == 401  # of 432: an empty one, and those that are there twice
     least = sent * LATENCY_S / AT_ONCE
     assert here["device_seconds"]["low"] < here["device_seconds"]["middle"] < here["device_seconds"]["high"]
-    assert least < here["device_seconds"]["middle"] < 3 * least + probe["held_device_s"]
+    assert least / 2 < here["device_seconds"]["middle"] < SLOWER * least + probe["held_device_s"]
     assert found["expected"]["output_basis"].endswith("of the probe")
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.sink.ledger import Ledger
 from tests.conftest import S3Server
 from tests.corpora import jsonl, reviews, write
 from tests.proxies import Answer, Proxy, Request, proxy
@@ -34,6 +35,7 @@ def refused(tmp_path: Path, source: Path | str, *words: str, **environment: str)
     """The line in which a run says why it does not start."""
     sink, here = tmp_path / "sink", tmp_path / "here"
     here.mkdir()
+    before = files(sink)
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "RAY_"))}
     words = ("+job=classify", "engine=simulated", "tracking=none", f"source.uri={source}", f"sink.uri={sink}", *words)
     ended = subprocess.run(
@@ -49,11 +51,16 @@ def refused(tmp_path: Path, source: Path | str, *words: str, **environment: str)
     assert (ended.returncode, ended.stdout) == (2, ""), ended.stderr
     assert [line for line in said if line.startswith("error: ")] == said[-1:], ended.stderr
     assert "Traceback" not in ended.stderr
-    assert [path for path in sink.rglob("*") if path.is_file()] == []
-    left = [path for path in here.rglob("*") if path.is_file()]
+    assert files(sink) == before
+    left = [here / path for path in files(here)]
     assert [path.parent for path in left] == [here / "out" / "logs"] * len(left)  # the log, and nothing else
     assert not any("local Ray" in path.read_text() for path in left)
     return said[-1]
+
+
+def files(folder: Path) -> dict[Path, bytes]:
+    """What is in a folder, by relative path."""
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def reached(server: S3Server, endpoint: str) -> dict[str, str]:
@@ -64,6 +71,12 @@ def test_a_bucket_that_is_not_there(tmp_path: Path, weed: S3Server) -> None:
     said = refused(tmp_path, "s3://nobody-made-this/in", **weed.environment())
 
     assert "s3://nobody-made-this/in" in said
+
+
+def test_a_source_that_is_not_there_beside_an_output_of_before(tmp_path: Path) -> None:
+    Ledger.open(str(tmp_path / "sink"), create=True)
+
+    assert f"{tmp_path}/nowhere" in refused(tmp_path, tmp_path / "nowhere")
 
 
 @pytest.mark.slow

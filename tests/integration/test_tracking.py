@@ -206,8 +206,8 @@ def test_a_dead_server_delays_neither_the_run_nor_its_end_and_what_was_not_logge
         tracker.finish(summary())
     took = time.monotonic() - began
 
-    assert in_the_run < 1
-    assert took < REMOTE_CLOSE_S + 2
+    assert in_the_run < 10  # a call that waited for the server would take longer, and there are 1,000
+    assert took < REMOTE_CLOSE_S + 10
     assert tracker.tracked is not None
     assert tracker.tracked.run_id is None
     assert {"params", "config.yaml", "summary.json", "the run's end"} <= set(tracker.tracked.not_logged)
