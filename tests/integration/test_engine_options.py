@@ -6,7 +6,7 @@ import pytest
 
 from tests.integration.vllm_acts import act
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(700)]
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(1900)]
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import pytest
 from demo import model
 from tests.integration.throughput_scenes import GROUPS, PREFIX_TOKENS, REPEATED, ROWS_EACH, SPARSE
 
-pytestmark = [pytest.mark.engine]
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(1900)]
 ROOT = Path(__file__).parents[2]
 UNIQUE = GROUPS * ROWS_EACH
 
@@ -26,7 +26,7 @@ def taken(tmp_path_factory: pytest.TempPathFactory) -> Any:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONHASHSEED": "0"},
-        timeout=600,
+        timeout=1800,
     )
     assert ended.returncode == 0, ended.stderr.decode(errors="replace")[-3000:]
     return json.loads(out.read_text())
@@ -69,7 +69,7 @@ def test_an_order_of_fields_for_each_row_prefills_fewer_tokens_than_the_best_one
     one, each = taken["one order of fields"], taken["an order for each row"]
 
     assert one["asked"] == each["asked"] == SPARSE
-    assert each["prefilled"] <= 0.9 * one["prefilled"]
+    assert each["prefilled"] <= 0.8 * one["prefilled"]
 
 
 def test_an_answer_takes_no_token_after_the_one_that_decides_it(taken: Any) -> None:

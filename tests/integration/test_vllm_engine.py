@@ -12,7 +12,7 @@ from pipelines.job.contract import confidence
 from tests.integration.vllm_acts import act
 from tests.integration.vllm_scenes import ALIKE, FIRST, LABELS, REVIEWS, SCHEMA, STEM
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(700)]
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(1900)]
 SCENES = "vllm_scenes.py"
 IM_START = 1  # the embedded model's <|im_start|>
 

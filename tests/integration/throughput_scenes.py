@@ -33,7 +33,7 @@ from tests.integration.vllm_scenes import LABELS, config
 GROUPS, ROWS_EACH, PREFIX_TOKENS = 10, 6, 128  # 4 blocks of 32 each; all of them do not fit the KV memory
 BLOCK_TOKENS = 32
 REPEATED = 12  # rows of the 60 that another has the prompt of
-LONG, SPARSE = ("terms", "story", "notes", "offer"), 120  # fields, and rows, of a table; each is shared by some rows
+LONG, SPARSE = ("terms", "story", "notes", "offer"), 40  # fields, and rows, of a table; each is shared by some rows
 
 
 class Shelf:
@@ -138,17 +138,16 @@ def pieces(units: list[pa.Table]) -> list[pa.Table]:
 
 
 def sparse_table() -> list[dict[str, Any]]:
-    """Each long field has one of two texts in six rows of ten, and a text of its own in the others."""
+    """Each long field has one text in seven rows of ten, and a text of its own in the others."""
     chosen = random.Random(3)
     words = ("harbour", "violin", "granite", "lantern", "meadow", "copper", "thimble", "orchid")
 
     def text() -> str:
-        return " ".join(chosen.choice(words) for _ in range(56))
+        return " ".join(chosen.choice(words) for _ in range(40))
 
-    common = {name: (text(), text()) for name in LONG}
+    common = {name: text() for name in LONG}
     return [
-        {"id": n, **{name: chosen.choice(common[name]) if chosen.random() < 0.6 else text() for name in LONG}}
-        for n in range(SPARSE)
+        {"id": n, **{name: common[name] if chosen.random() < 0.7 else text() for name in LONG}} for n in range(SPARSE)
     ]
 
 

@@ -23,7 +23,7 @@ def act(out: Path, script: str) -> Any:
             stdout=lines,
             stderr=lines,
             env={**os.environ, "PYTHONPATH": str(ROOT)},
-            timeout=600,
+            timeout=1800,
         )
     assert ended.returncode == 0, log.read_text(errors="replace")[-3000:]
     return json.loads(out.read_text())
