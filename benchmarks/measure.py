@@ -20,6 +20,7 @@ from pipelines import storage
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SAMPLE_S = 0.5
+CPU_ALONE_SAMPLE_S = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,14 +30,21 @@ class PipelineRun:
     exit_code: int
     wall_s: float
     summary: Mapping[str, Any]  # as in runs/<run id>/manifest.json
-    peak_rss_bytes: Mapping[str, int]  # by kind of process: driver, reader and writer workers, engine
+    peak_rss_bytes: Mapping[str, int]  # by kind of process: driver, workers, engine; empty: memory was not watched
     cpu_s: Mapping[str, float]  # likewise, of all its processes together, start-up included
 
 
 def run_pipeline(
-    overrides: Sequence[str], sink: Path | str, *, env: Mapping[str, str] | None = None, prefix: Sequence[str] = ()
+    overrides: Sequence[str],
+    sink: Path | str,
+    *,
+    env: Mapping[str, str] | None = None,
+    prefix: Sequence[str] = (),
+    memory: bool = True,
 ) -> PipelineRun:
     """Run the pipeline into `sink`, a folder or a URI, in processes of its own; its words go to standard error.
+
+    To watch `memory` takes time of the cores that it runs on: the kernel walks all pages of each process.
 
     Raises:
         RuntimeError: the run left no manifest; its output is above.
@@ -46,7 +54,7 @@ def run_pipeline(
     process = subprocess.Popen(command, cwd=REPOSITORY, env={**os.environ, **(env or {})}, stdout=sys.stderr)
     peak: dict[str, int] = {}
     cpu: dict[int, tuple[str, float]] = {}
-    watcher = threading.Thread(target=watch_memory, args=(process, peak, cpu))
+    watcher = threading.Thread(target=watch, args=(process, peak if memory else None, cpu))
     watcher.start()
     exit_code = process.wait()
     watcher.join()
@@ -64,8 +72,10 @@ def run_pipeline(
     return PipelineRun(exit_code=exit_code, wall_s=wall_s, summary=summary, peak_rss_bytes=peak, cpu_s=by_kind)
 
 
-def watch_memory(
-    process: "subprocess.Popen[bytes]", peak: dict[str, int], cpu: dict[int, tuple[str, float]] | None = None
+def watch(
+    process: "subprocess.Popen[bytes]",
+    peak: dict[str, int] | None = None,
+    cpu: dict[int, tuple[str, float]] | None = None,
 ) -> None:
     """Until the process ends, keep the largest unique memory (bytes) of one process of each kind in `peak`.
 
@@ -78,15 +88,16 @@ def watch_memory(
             return
         for member in tree:
             try:
-                kind, memory = _kind(member, process.pid), member.memory_full_info()
-                times = member.cpu_times()
+                kind, times = _kind(member, process.pid), member.cpu_times()
+                unique = 0 if peak is None else int(member.memory_full_info().uss)
             except (psutil.NoSuchProcess, psutil.AccessDenied):
                 continue
             if cpu is not None:
                 cpu[member.pid] = (kind, times.user + times.system)
             # Unique bytes: pages of Ray's shared object store are counted once, by the store itself.
-            peak[kind] = max(peak.get(kind, 0), int(memory.uss))
-        time.sleep(SAMPLE_S)
+            if peak is not None:
+                peak[kind] = max(peak.get(kind, 0), unique)
+        time.sleep(CPU_ALONE_SAMPLE_S if peak is None else SAMPLE_S)
 
 
 def _kind(process: psutil.Process, driver: int) -> str:

@@ -71,13 +71,15 @@ def main(rows: int, pairs: int) -> None:
                     if side == "bare":
                         speed[side] = bare([*overrides, f"sink.uri={folder / 'unused'}"], rows, prefix)
                         continue
-                    ended = run_pipeline([*overrides, *EQUAL], folder / f"{setting}-{pair}", prefix=prefix)
+                    ended = run_pipeline(
+                        [*overrides, *EQUAL], folder / f"{setting}-{pair}", prefix=prefix, memory=False
+                    )
                     speed[side] = float(ended.summary["rows_per_s"])
                     cpu_s.append(dict(ended.cpu_s))
                 ratios.append(speed["pipeline"] / speed["bare"])
                 speeds.append((speed["pipeline"], speed["bare"]))
                 print(f"{setting} {pair}: pipeline {speed['pipeline']:.1f}, bare {speed['bare']:.1f} rows/s")
-            defaults = run_pipeline(overrides, folder / f"{setting}-defaults", prefix=prefix)
+            defaults = run_pipeline(overrides, folder / f"{setting}-defaults", prefix=prefix, memory=False)
             results[setting] = {
                 "ratio": round(statistics.median(ratios), 3),
                 "ratio_min": round(min(ratios), 3),

@@ -37,7 +37,7 @@ def planned(words: list[str], seed: int, sink: Path) -> dict[str, Any]:
 
 def billed(words: list[str], rows: int, sink: Path) -> dict[str, Any]:
     """Dollars, device-seconds and their parts, of a run over all rows."""
-    ended = run_pipeline(words, sink)
+    ended = run_pipeline(words, sink, memory=False)
     totals, bill = ended.summary["this_run"], ended.summary["bill"]
     if ended.exit_code or totals["rows_in"] != rows:
         raise RuntimeError(f"the run ended with {ended.exit_code}: {totals}")

@@ -38,7 +38,7 @@ from pyarrow.fs import S3FileSystem
 from benchmarks.counted.sitecustomize import VARIABLE
 from benchmarks.counting_proxy import CountingProxy, counting_proxy
 from benchmarks.dataplane import write_corpus
-from benchmarks.measure import REPOSITORY, circumstances, watch_memory
+from benchmarks.measure import REPOSITORY, circumstances, watch
 from benchmarks.ray_checkpoint import JOB
 from tests.conftest import KEY, SECRET, S3Server, weed_server
 
@@ -128,7 +128,7 @@ class Bench:
         peak: dict[str, int] = {}
         began = time.monotonic()
         with self._started(side, count, "again") as (process, proxy):
-            watcher = threading.Thread(target=watch_memory, args=(process, peak))
+            watcher = threading.Thread(target=watch, args=(process, peak))
             watcher.start()
             exit_code = process.wait(MOST_S)
             wall_s = time.monotonic() - began

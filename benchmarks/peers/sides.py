@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import REPOSITORY, run_pipeline, watch_memory
+from benchmarks.measure import REPOSITORY, run_pipeline, watch
 from benchmarks.peers.request import Request
 
 
@@ -45,7 +45,7 @@ def watched(command: list[str], answers: Path, env: Mapping[str, str] | None = N
             command, cwd=REPOSITORY, env={**os.environ, **(env or {})}, stdout=said, stderr=wrong
         )
         peak: dict[str, int] = {}
-        watcher = threading.Thread(target=watch_memory, args=(process, peak))
+        watcher = threading.Thread(target=watch, args=(process, peak))
         watcher.start()
         code = process.wait()
         watcher.join()
