@@ -36,6 +36,7 @@ _WAITED_FOR: Mapping[str, str] = MappingProxyType(
         "write": "answers to be written",
     }
 )
+_MORE = "more than is known of the device; a CPU is as pipelines.plan measured it, perhaps beside other work"
 _HALF = 0.5  # of prefill or decode: what fp8 saves at most, with half the bytes and twice the FLOP/s
 
 
@@ -97,7 +98,8 @@ class Ceiling:
         if self.limits is not None and self.achieved is not None:
             shares = f"MFU {_percent(self.achieved.mfu)}, MBU at least {_percent(self.achieved.mbu)}"
             limit = f"{_percent(self.achieved.sequential)} of what {self.limits.device.name} allows one after the other"
-            told.append(("limits", f"{limit}, {_percent(self.achieved.ideal)} of the ideal; {shares}"))
+            over = f"; {_MORE}" if self.achieved.ideal > 1 else ""
+            told.append(("limits", f"{limit}, {_percent(self.achieved.ideal)} of the ideal; {shares}{over}"))
         if self.bottleneck is not None:
             told.append(("held back", self.bottleneck.sentence))
         return told

@@ -104,6 +104,17 @@ def test_the_end_of_a_run_shows_its_share_of_the_limits_and_what_held_it_back() 
     assert summary(ceiling=ceiling).to_dict()["limits"]["mfu"] == mfu
 
 
+def test_a_share_of_more_than_all_is_told_to_be_one() -> None:
+    def told(steady_s: float) -> str:
+        return dict(lines(summary(ceiling=of(Parts(prefill=NS), steady_s)), None))["limits"]
+
+    limits = of(Parts(prefill=NS)).limits
+    assert limits is not None
+
+    assert "more than is known of the device" in told(limits.ideal_s * 0.9)
+    assert "more than is known" not in told(limits.ideal_s * 1.1)
+
+
 @pytest.mark.parametrize(("steady_s", "device"), [(100.0, None), (None, "NVIDIA H100"), (0.0, "NVIDIA H100")])
 def test_shares_are_absent_where_hardware_or_time_is_not_known(steady_s: float | None, device: str | None) -> None:
     ceiling = of(None, steady_s, device)
