@@ -1,6 +1,6 @@
 """What the pipeline costs beside the bare engine: the same rows, the same engine settings, sides alternating.
 
-    python -m benchmarks.overhead [ROWS] [PAIRS]        (default 1600 3)
+    python -m benchmarks.overhead [ROWS] [PAIRS] [apart|shared]        (default 1600 3, both)
 
 Two settings. `apart`: the engine has core 0 to itself on both sides, all else is on core 1. `shared`: both cores for
 both, so that Ray's processes take time from the engine. A ratio is pipeline rows/s over bare rows/s, each in its
@@ -57,12 +57,13 @@ def bare(overrides: list[str], rows: int, prefix: list[str]) -> float:
     return float(result["rows_per_s"])
 
 
-def main(rows: int, pairs: int) -> None:
+def main(rows: int, pairs: int, settings: list[str]) -> None:
     results: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory(prefix="overhead-") as name:
         folder = Path(name)
         write_corpus(folder / "corpus", rows)
-        for setting, (words, prefix) in SETTINGS.items():
+        for setting in settings:
+            words, prefix = SETTINGS[setting]
             overrides = ["+job=classify", f"source.uri={folder / 'corpus'}", "tracking=none", *words]
             ratios, speeds, cpu_s = [], [], []
             for pair in range(pairs):
@@ -91,10 +92,11 @@ def main(rows: int, pairs: int) -> None:
                 "engine_start_s": round(float(defaults.summary["engine_start_s"]), 1),
             }
             print(f"{setting}: pipeline over bare {results[setting]['ratio']} (median of {pairs})")
-    command = f"python -m benchmarks.overhead {rows} {pairs}"
+    only = "" if len(settings) > 1 else f" {settings[0]}"
+    command = f"python -m benchmarks.overhead {rows} {pairs}{only}"
     print(json.dumps({"benchmark": "overhead", "rows": rows, "pairs": pairs, **results, **circumstances(command)}))
 
 
 if __name__ == "__main__":
-    numbers = [int(argument) for argument in sys.argv[1:]]
-    main(*[*numbers, *[1600, 3][len(numbers) :]])
+    rows, pairs = [*map(int, sys.argv[1:3]), *[1600, 3][len(sys.argv[1:3]) :]]
+    main(rows, pairs, sys.argv[3:] or list(SETTINGS))
