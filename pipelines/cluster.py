@@ -92,6 +92,8 @@ def started_ray(
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a run tells nobody of itself unless it is told to
     # As often as one whose worker crashes: by itself Ray repeats for ever what it ended for want of memory.
     os.environ.setdefault("RAY_task_oom_retries", str(WORKER_DEATHS))
+    # Ray would give its workers, the engine among them, niceness 15: whatever else runs here would go before it.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     # A thread of a dataflow that was cut off would start another Ray by its next call, once this one is gone.
     auto_init_hook.enable_auto_connect = False
     cluster = config.cluster
