@@ -196,6 +196,7 @@ def ray_cluster(weed: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
     before = dict(os.environ)
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 – as in a run; else the tests beside these go before them
     os.environ.update(weed.environment())  # workers take their environment from the node's processes
     cluster = Cluster(
         initialize_head=True,
