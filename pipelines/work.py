@@ -105,7 +105,8 @@ def work(ending: Ending, todo: Sequence[ShardWork], stop: Stop) -> None:
             in_flight = sum(host.rows_in_flight for host in hosts)
             progress.live.see(course.totals, hosts, starvation.waits())
             alerts.see(course.totals, hosts, usd=account.usd(), usd_per_s=account.usd_per_s(), gpus=course.gpus)
-            tracker.see(course.totals, rows_in_flight=in_flight, usd=account.usd(), gpus=course.gpus)
+            if hosts:  # what MLflow takes to start is paid while an engine loads, which leaves a core idle
+                tracker.see(course.totals, rows_in_flight=in_flight, usd=account.usd(), gpus=course.gpus)
         done = True
     finally:
         flowing.close()

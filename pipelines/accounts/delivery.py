@@ -1,7 +1,8 @@
 """The way to MLflow: one background thread that makes all calls, so that a run never waits for them or fails by them.
 
-The thread also pays the seconds that importing mlflow and creating a database take. What it cannot deliver is kept,
-tried again, and named at the end. `close` waits no longer than `LOCAL_CLOSE_S` or, for a server, `REMOTE_CLOSE_S`.
+The thread also pays the seconds that importing mlflow and creating a database take: not before `begin`, for they would
+be the driver's own while it starts Ray. What it cannot deliver is kept, tried again, and named at the end. `close`
+waits no longer than `LOCAL_CLOSE_S` or, for a server, `REMOTE_CLOSE_S`.
 """
 
 import logging
@@ -61,7 +62,11 @@ class Delivery:
         self._run_id: str | None = None
         _prepare(uri)
         self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
-        self._thread.start()
+
+    def begin(self) -> None:
+        """Send what waits and what comes. Called once or more; `close` does it too."""
+        if self._thread.ident is None:
+            self._thread.start()
 
     def add(self, what: str, send: Send) -> None:
         """Have this sent. With the backlog full, metrics give way first, the oldest before all."""
@@ -75,6 +80,7 @@ class Delivery:
 
     def close(self) -> Tracked:
         """Send what is left, within the bound, and say what was not sent."""
+        self.begin()
         with self._changed:
             self._closing = True
             self._changed.notify()

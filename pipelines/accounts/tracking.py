@@ -49,11 +49,15 @@ class Tracker:
         usd: Decimal | None = None,
         gpus: Sequence[GpuUsage] = (),
     ) -> None:
-        """Where the run stands; call it as often as you like, a point is logged each `tracking.every_s`."""
+        """Where the run stands; call it as often as you like, a point is logged each `tracking.every_s`.
+
+        MLflow hears of the run with the first of them, or at the end.
+        """
         now_s = time.monotonic()
         if self._delivery is None or now_s - self._last_s < self._every_s:
             return
         self._last_s = now_s
+        self._delivery.begin()
         tokens = totals.prompt_tokens + totals.output_tokens
         while self._window and now_s - self._window[0][0] > _RATE_WINDOW_S:
             self._window.popleft()
