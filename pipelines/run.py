@@ -5,6 +5,7 @@ Answers every row of the corpus that has no answer yet, and ends with a summary 
 
 import secrets
 import time
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from functools import partial
@@ -21,7 +22,8 @@ from pipelines.accounts.gate import decide
 from pipelines.accounts.live import Live
 from pipelines.accounts.progress import Progress
 from pipelines.accounts.quiet import keep, quiet_ray, warnings_told
-from pipelines.accounts.summary import Totals
+from pipelines.accounts.summary import Summary, Totals
+from pipelines.changes import Changes, ShardWork
 from pipelines.cli import command, to_yaml
 from pipelines.config import Exit, RunConfig, RunFailed
 from pipelines.ending import Course, Ending, begun
@@ -47,13 +49,19 @@ def run(config: RunConfig) -> Exit:
         ended.enter_context(patience.telling(progress.note))
         alerts = ended.enter_context(watching(config, run_id=run_id, say=progress.note, config_yaml=to_yaml(config)))
         ended.enter_context(metrics.served(live, config.metrics))
-        look = detect
-        if cluster_address(config):  # the hardware that counts is the cluster's
-            # Not before it is needed: a start that finds nothing to do would wait for Ray's import, and hold 120 MB.
+
+        def start_ray() -> None:
+            # Not before it is needed: a start with nothing to do would wait for Ray's import, and hold 120 MB.
             from pipelines import cluster
 
             with stop.heard():
                 ended.enter_context(cluster.started_ray(config, ray_options, then=stop.arm))
+
+        look = detect
+        if cluster_address(config):  # the hardware that counts is the cluster's
+            start_ray()
+            from pipelines import cluster
+
             seconds = allowance.seconds_left(began_at)
             look = partial(cluster.detect_on_cluster, seconds, gpu=config.engine.device == "gpu")
         prepared = prepare(config, hardware=look, doing=progress.doing)
@@ -102,41 +110,60 @@ def run(config: RunConfig) -> Exit:
             left = prepared.changes(output.view)
             if left.todo:
                 progress.doing("starting Ray")
-                from pipelines import cluster, work
-
-                work.say_beforehand(config, prepared, allowance, account, output, progress)
-                if reason := account.reason_to_stop():
-                    stop.request(reason)
-            if left.todo and not stop.requested():
-                live.pays(account, allowance, prepared.engine)
-                with stop.heard():  # of a cluster it was started before
-                    ended.enter_context(cluster.started_ray(config, ray_options, then=stop.arm))
-                worker_logs = ending.course.worker_logs = cluster.session_logs()
-                # Now and not at the end alone: an engine that does not start has its last words there.
-                progress.note(f"log: {log_file}; of engines and workers: {worker_logs}")
-                progress.doing("starting the engine")
-                with account.booked(costs):
-                    work.work(ending, left.todo, stop)
+                _answer(ending, left.todo, stop, allowance, costs, start_ray)
                 left = prepared.changes(output.view)
-            finished = not left.todo
-            # Not before all is done: a shard that is gone may be there under another name, and its answers go with it.
-            removed = left.removed if finished and config.on_deleted == "remove" else ()
-            output.remove(removed, fingerprint=prepared.fingerprint.digest, run=run_id)
-            if finished:
-                ordered.remove(prepared.sink_uri)
-            gate = decide(output, config.gate, doing=progress.doing) if finished and config.publish == "gate" else None
-            output.close(retain_hours=config.sink.retain_hours)
-            if not finished and not stop.requested():
-                raise RunFailed(f"shards of {config.source.uri} are left undone, though nothing failed; run it again")
-            code = stop.exit_code(Totals.of(output.view.current()), finished=finished)
-            summary = ending.in_order(
-                code if gate is None or gate.passed else Exit.TOO_MANY_ERRORS,
-                stopped_by=None if finished else stop.reason,
-                gate=gate,
-                shards_removed=len(removed),
-            )
+            summary = _finish(ending, left, stop)
     closing.show(summary, tracker.tracked, report=ending.report)
     return summary.exit_code
+
+
+def _answer(
+    ending: Ending,
+    todo: Sequence[ShardWork],
+    stop: Stop,
+    allowance: Allowance,
+    costs: Costs,
+    start_ray: Callable[[], None],
+) -> None:
+    """Have engines answer what is `todo`, as far as the run may go."""
+    from pipelines import cluster, work
+
+    config, account, progress = ending.config, ending.account, ending.progress
+    work.say_beforehand(config, ending.prepared, allowance, account, ending.output, progress)
+    if reason := account.reason_to_stop():
+        stop.request(reason)
+    if stop.requested():
+        return
+    progress.live.pays(account, allowance, ending.prepared.engine)
+    start_ray()  # of a cluster it was started before
+    worker_logs = ending.course.worker_logs = cluster.session_logs()
+    # Now and not at the end alone: an engine that does not start has its last words there.
+    progress.note(f"log: {ending.log_file}; of engines and workers: {worker_logs}")
+    progress.doing("starting the engine")
+    with account.booked(costs):
+        work.work(ending, todo, stop)
+
+
+def _finish(ending: Ending, left: Changes, stop: Stop) -> Summary:
+    """Bring the output to what the corpus is now, if all of that is answered, and tell how the run ended."""
+    config, prepared, output = ending.config, ending.prepared, ending.output
+    finished = not left.todo
+    # Not before all is done: a shard that is gone may be there under another name, and its answers go with it.
+    removed = left.removed if finished and config.on_deleted == "remove" else ()
+    output.remove(removed, fingerprint=prepared.fingerprint.digest, run=ending.run_id)
+    if finished:
+        ordered.remove(prepared.sink_uri)
+    gate = decide(output, config.gate, doing=ending.progress.doing) if finished and config.publish == "gate" else None
+    output.close(retain_hours=config.sink.retain_hours)
+    if not finished and not stop.requested():
+        raise RunFailed(f"shards of {config.source.uri} are left undone, though nothing failed; run it again")
+    code = stop.exit_code(Totals.of(output.view.current()), finished=finished)
+    return ending.in_order(
+        code if gate is None or gate.passed else Exit.TOO_MANY_ERRORS,
+        stopped_by=None if finished else stop.reason,
+        gate=gate,
+        shards_removed=len(removed),
+    )
 
 
 def _tracked(
