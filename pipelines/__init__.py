@@ -41,6 +41,7 @@ alert_config.py    alerts as a config says them: rules, paths, channels
 config.py          the contract in types: settings, Exit, UserError, RunFailed
 redact.py          secrets out of any text that leaves the process
 preparation.py     all that is decided before anything starts
+refused.py           why a run does not start over an output that is there
 field_rows.py      which order a job's fields have, and the rows that it is found from
 row_rules.py         rules for it that were tried, kept beside the output
 engine_choice.py   model, precision and hardware to the engine that opens, or a refusal

@@ -7,15 +7,14 @@ so that a plan may call it beside a run at work; `prepare` finds out besides whe
 import contextvars
 import json
 import os
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
 from actors.engine import EngineConfig, Sampling
-from pipelines import changes, row_rules, storage
-from pipelines.accounts import run_summary
+from pipelines import changes, refused, row_rules, storage
 from pipelines.changes import Changes, ShardWork
 from pipelines.config import JobConfig, RunConfig, UserError
 from pipelines.engine_choice import Hardware, choose
@@ -23,9 +22,9 @@ from pipelines.field_rows import FieldOrder, settle
 from pipelines.job import ladder
 from pipelines.job.chat import open_chat
 from pipelines.job.contract import OutputContract
-from pipelines.job.fingerprint import Fingerprint, difference, fingerprint
+from pipelines.job.fingerprint import Fingerprint, fingerprint
 from pipelines.job.model import ModelFiles, cache_dir, resolve
-from pipelines.job.template import check_columns, compile_messages, unshared
+from pipelines.job.template import Template, check_columns, compile_messages, unshared
 from pipelines.memory import give_back
 from pipelines.probe import check_store
 from pipelines.sink.alive import refuse_if_alive
@@ -33,9 +32,8 @@ from pipelines.sink.committed import Committed
 from pipelines.sink.found import Found
 from pipelines.sink.ledger import Ledger
 from pipelines.sink.output import Output
-from pipelines.sink.receipt import Receipt
 from pipelines.source.schema import corpus_schema
-from pipelines.source.shards import Shard, list_source
+from pipelines.source.shards import Listing, Shard, list_source
 from pipelines.stages.parse import check_output_columns, data_schema, errors_schema
 from pipelines.stages.read import apply_limit
 from pipelines.storage import StoreFailed
@@ -145,9 +143,34 @@ def _surveyed(
         refuse_if_alive(sink_uri, doing=doing)
     doing("listing shards")
     listing = list_source(config.source)
-    shards = listing.shards
+    if not claiming:
+        return _compared(config, listing, template, contract, sink_uri, hardware, doing)
+    with ThreadPoolExecutor(1) as pool:  # beside all that is read: SeaweedFS takes 3 s for it
+        trial = pool.submit(contextvars.copy_context().run, check_store, sink_uri)
+
+        def after_the_trial() -> Hardware:
+            trial.result()  # a cluster brings up a node to be looked at
+            return hardware()
+
+        try:
+            return _compared(config, listing, template, contract, sink_uri, after_the_trial, doing)
+        finally:
+            trial.result()  # what it says goes first
+
+
+def _compared(
+    config: RunConfig,
+    listing: Listing,
+    template: Template,
+    contract: OutputContract,
+    sink_uri: str,
+    hardware: Callable[[], Hardware],
+    doing: Callable[[str], None],
+) -> Prepared:
+    """What is asked of which rows, and how much of it the output has."""
+    job, shards = config.job, listing.shards
     doing("reading the ledger")
-    there = _tried_and_found(sink_uri) if claiming else Found.at(sink_uri)
+    there = Found.at(sink_uri)
     # What readers see alone: the columns of what waits to be published are not those of the output yet.
     seen = {(receipt.shard, receipt.identity) for receipt in there.ledger.committed().receipts()}
     unseen = [shard for shard in shards if (shard.path, shard.identity) not in seen]
@@ -214,29 +237,14 @@ def _surveyed(
     return prepared
 
 
-def _tried_and_found(sink_uri: str) -> Found:
-    """The output as it is, read while its store is tried, which may take as long. What the trial says goes first."""
-    with ThreadPoolExecutor(1) as pool:
-        trial = pool.submit(contextvars.copy_context().run, check_store, sink_uri)
-        try:
-            return Found.at(sink_uri)
-        finally:
-            trial.result()
-
-
 def refusals(config: RunConfig, prepared: Prepared, todo: Changes) -> Iterator[str]:
     """Why a run would not do what is `todo`: each in a line, with what to do."""
     if todo.other_rows and config.on_change == "refuse":
-        yield _refusal(todo, prepared.fingerprint, prepared.sink_uri)
+        yield refused.asked_otherwise(todo, prepared.fingerprint, prepared.sink_uri)
     if config.publish == "auto" and (waits := prepared.found.waiting().get(prepared.fingerprint.digest)):
-        yield _not_published(prepared, waits)
+        yield refused.not_published(waits, prepared.found.publications, prepared.sink_uri)
     if config.on_deleted == "remove" and todo.removed and not todo.known:
-        # To empty an output because source.uri points elsewhere is nobody's wish.
-        yield (
-            f"none of the {len(todo.removed):,} shards in {prepared.sink_uri} is in source.uri={config.source.uri}, so "
-            "all of its answers would be taken away. Correct source.uri, choose another sink.uri, or add "
-            "on_deleted=keep"
-        )
+        yield refused.all_gone(todo, config.source.uri, prepared.sink_uri)
 
 
 def _to_retry(config: RunConfig, committed: Committed, digest: str) -> frozenset[str]:
@@ -299,36 +307,3 @@ def _check_gold(job: JobConfig, schema: pa.Schema) -> None:
             f"job {job.name}: gold={job.gold} is no column of the corpus. Its columns: {', '.join(schema.names)}. "
             "Name one of them, or set job.gold=null."
         )
-
-
-def _refusal(todo: Changes, asked: Fingerprint, sink_uri: str) -> str:
-    """What changed, what it would cost, and the two ways on."""
-    lines = [
-        line for parts in earlier_parts(sink_uri, todo.other_fingerprints) for line in difference(parts, asked.parts)
-    ]
-    what = "; ".join(dict.fromkeys(lines)) or "the runs that asked it left no summary"
-    return (
-        f"{todo.other_rows:,} rows in {sink_uri} were asked something else, and would be paid for again. "
-        f"Changed: {what}. Add on_change=reprocess to do so, or choose another sink.uri"
-    )
-
-
-def _not_published(prepared: Prepared, waits: Sequence[Receipt]) -> str:
-    """Without a gate, what was blocked or rolled back would be shown after all, and nobody would have said so."""
-    decision = prepared.found.publications.newest(prepared.fingerprint.digest)
-    why = "" if decision is None else f" ({decision.action} by {decision.by}: {decision.reason})"
-    return (
-        f"{len(waits):,} units that this job has answered wait in {prepared.sink_uri} to be published{why}. Add "
-        "publish=gate, which keeps them back until they pass, or show them: python -m pipelines.publish sink.uri=…"
-    )
-
-
-def earlier_parts(sink_uri: str, digests: Collection[str]) -> list[dict[str, str]]:
-    """The parts of these fingerprints, from the summaries of the runs that left them; those not found are left out."""
-    found: dict[str, dict[str, str]] = {}
-    for run in run_summary.newest(sink_uri):
-        if run.fingerprint in digests and run.fingerprint_parts:
-            found[run.fingerprint] = dict(run.fingerprint_parts)
-        if len(found) == len(digests):
-            break
-    return list(found.values())

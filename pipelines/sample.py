@@ -26,7 +26,8 @@ from pipelines.config import RunConfig, SinkConfig, SourceConfig
 from pipelines.engine_choice import detect
 from pipelines.job.contract import OutputContract
 from pipelines.job.fingerprint import difference
-from pipelines.preparation import Prepared, earlier_parts, open_output, prepare
+from pipelines.preparation import Prepared, open_output, prepare
+from pipelines.refused import earlier_parts
 from pipelines.sink.audit_files import Check
 from pipelines.sink.receipt import Receipt
 from pipelines.specs import cluster_address
