@@ -10,8 +10,10 @@ import importlib
 import json
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -85,9 +87,15 @@ def _appended(path: Path, text: str) -> int:
         os.close(descriptor)
 
 
+_sign_of_life = threading.Lock()  # held while one is stored
+
+
 def _strike(fault: Fault) -> None:
-    signals = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "term": signal.SIGTERM, "interrupt": signal.SIGINT}
-    if fault.do in signals:
+    signals = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "interrupt": signal.SIGINT}
+    if fault.do == "stop":
+        with _sign_of_life:  # or the store might take one of a process that sleeps, after it was forgotten
+            os.kill(os.getpid(), signal.SIGSTOP)
+    elif fault.do in signals:
         os.kill(os.getpid(), signals[fault.do])
     elif fault.do == "linger":
         time.sleep(LINGER_S)
@@ -224,7 +232,8 @@ def _around(function: Callable[..., Any], step: Callable[..., str]) -> Callable[
     def around(*args: Any, **kwargs: Any) -> Any:
         name = step(*args, **kwargs)
         point(name, "before")
-        result = function(*args, **kwargs)
+        with _sign_of_life if name == "put alive" else nullcontext():
+            result = function(*args, **kwargs)
         point(name, "after")
         return result
 
