@@ -16,7 +16,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-LOG = "driver.log"
+
+def log_name(number: int) -> str:
+    """Where the driver of this number says what it does, in its working directory."""
+    return f"driver-{number}.log"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +28,7 @@ class Order:
 
     number: int
     words: list[str]
-    folder: str  # the working directory; stdout and stderr go into its LOG
+    folder: str  # the working directory; stdout and stderr go into its `log_name`
     environment: dict[str, str] = field(default_factory=dict)
     threads: bool = True  # in the place of Ray
     commit_every_s: float = 0.1
@@ -105,7 +108,7 @@ def _become(order: Order) -> None:
         _die_with_parent()
         os.chdir(order.folder)
         os.environ.update(order.environment)
-        log = os.open(LOG, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        log = os.open(log_name(order.number), os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         for descriptor in (1, 2):
             os.dup2(log, descriptor)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)

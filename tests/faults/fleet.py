@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.faults import seams
-from tests.faults.driver import LOG, Order
+from tests.faults.driver import Order, log_name
 
 ROOT = Path.cwd()
 END_S = 240.0  # in which every run must have ended
@@ -57,7 +57,7 @@ class Driver:
             os.kill(self.pid, number)
 
     def log(self) -> str:
-        path = self.folder / LOG
+        path = self.folder / log_name(self.number)
         return path.read_text(errors="replace") if path.exists() else ""
 
 

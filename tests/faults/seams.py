@@ -62,6 +62,9 @@ def asked(folder: Path) -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
+_sign_of_life = threading.Lock()  # held while one is stored
+
+
 def point(step: str, when: When) -> None:
     """The process is at this step."""
     folder = Path(os.environ[VARIABLE])
@@ -73,8 +76,10 @@ def point(step: str, when: When) -> None:
         if (fault.step, fault.when) != (step, when) or fault.who not in ("", os.environ.get(WHO, "")):
             continue
         if _appended(folder / f"step {step} {when}", "x") == fault.nth:
-            _appended(folder / FIRED, f"{fault.do} {when} {step} number {fault.nth}\n")
-            _strike(fault)
+            # One that is on its way would be stored after the campaign had made all forget a process that sleeps.
+            with _sign_of_life if fault.do == "stop" else nullcontext():
+                _appended(folder / FIRED, f"{fault.do} {when} {step} number {fault.nth}\n")
+                _strike(fault)
 
 
 def _appended(path: Path, text: str) -> int:
@@ -87,15 +92,9 @@ def _appended(path: Path, text: str) -> int:
         os.close(descriptor)
 
 
-_sign_of_life = threading.Lock()  # held while one is stored
-
-
 def _strike(fault: Fault) -> None:
-    signals = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "interrupt": signal.SIGINT}
-    if fault.do == "stop":
-        with _sign_of_life:  # or the store might take one of a process that sleeps, after it was forgotten
-            os.kill(os.getpid(), signal.SIGSTOP)
-    elif fault.do in signals:
+    signals = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "term": signal.SIGTERM, "interrupt": signal.SIGINT}
+    if fault.do in signals:
         os.kill(os.getpid(), signals[fault.do])
     elif fault.do == "linger":
         time.sleep(LINGER_S)
