@@ -150,8 +150,12 @@ def _finish(ending: Ending, left: Changes, stop: Stop) -> Summary:
     finished = not left.todo
     # Not before all is done: a shard that is gone may be there under another name, and its answers go with it.
     removed = left.removed if finished and config.on_deleted == "remove" else ()
-    output.remove(removed, fingerprint=prepared.fingerprint.digest, run=ending.run_id)
+    told = {"fingerprint": prepared.fingerprint.digest, "run": ending.run_id}
+    output.remove(removed, **told)
     if finished:
+        for shard, limit in prepared.shards:
+            if limit is not None:
+                output.limit_reached(shard.path, shard.identity, limit, **told)
         ordered.remove(prepared.sink_uri)
     gate = decide(output, config.gate, doing=ending.progress.doing) if finished and config.publish == "gate" else None
     output.close(retain_hours=config.sink.retain_hours)

@@ -81,7 +81,7 @@ class Asked:
 
 
 class Session:
-    """One run, step by step: `open`, `remove`, `commit` of what `units` writes, `close`."""
+    """One run, step by step: `open`, `commit` of what `units` writes, `remove`, `limit_reached`, `close`."""
 
     def __init__(self, place: Place, order: Order) -> None:
         self.place, self.order = place, order
@@ -136,6 +136,14 @@ class Session:
     def remove(self) -> None:
         """Take away what the output has of shards that are gone."""
         self.output.remove(self.changes().removed, fingerprint=self.order.fingerprint, run="run")
+
+    def limit_reached(self) -> None:
+        """Let readers see a shard that was done as far as the limit goes."""
+        for shard, limit in self.shards:
+            if limit is not None:
+                self.output.limit_reached(
+                    shard.path, shard.identity, limit, fingerprint=self.order.fingerprint, run="run"
+                )
 
     def units(self) -> Iterator[Receipt]:
         """Do what is left, and give each unit's receipt once its files are written; nothing is committed."""
@@ -208,6 +216,7 @@ def run(session: Session, dice: random.Random, look: Callable[[], None] = lambda
     dice.shuffle(pending)
     session.output.commit(pending)
     session.remove()
+    session.limit_reached()
     session.close()
 
 

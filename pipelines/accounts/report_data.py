@@ -182,7 +182,7 @@ class Beside:
             raise UserError(f"run={run_id}: {storage.shown(self.sink_uri)}/runs has no such run; {there}")
         if receipts is None:
             receipts = Ledger.open(self.sink_uri, create=False).receipts()
-        own = {one.attempt: one for one in receipts if one.run == run_id and not one.removed}
+        own = {one.attempt: one for one in receipts if one.run == run_id and one.data_file is not None}
         return Run(
             run_id=run_id,
             manifest=self._manifest(run_id),

@@ -9,6 +9,8 @@ The rules, for one shard:
   its end (or to where `source.limit` ended the run), and then replace all the older ones at once.
 - Other cuts of the same input never count: what is done again is done in its old cuts, so this is a run that was
   overtaken and had read its shard in its own way. Counted in part, its rows would be done and never be seen.
+- The same where a run with a limit finds all before it done, by runs that went further or had no limit: it tells of the
+  limit alone.
 - A shard that is `removed` takes all its units with it.
 """
 
@@ -55,14 +57,16 @@ class _Units:
     def whole(self) -> bool:
         """Whether they follow one another from row 0 to the end of the shard, or of what was asked for."""
         ends = [unit.stop for unit in self.receipts.values() if unit.last or unit.limited]
-        if not ends:
-            return False
+        return bool(ends) and self.reached() in ends and not any(stop > self.reached() for _, stop in self.ranges[-1:])
+
+    def reached(self) -> int:
+        """The first row that is in none of them."""
         at = 0
         for start, stop in self.ranges:
             if start != at:
-                return False
+                break
             at = stop
-        return at in ends
+        return at
 
 
 @dataclass(slots=True)
@@ -75,10 +79,18 @@ class _Shard:
         one = next(iter(self.current.receipts.values()), None)
         return one is None or one.identity == identity
 
+    def waits(self, identity: str, fingerprint: str, *, before: int) -> _Units | None:
+        """What waits of this input and fingerprint, if it has all rows before this one."""
+        units = self.waiting.get((identity, fingerprint))
+        return units if units is not None and units.reached() >= before else None
+
     def add(self, receipt: Receipt) -> tuple[list[Receipt], list[Receipt]]:
         """The receipts that this one makes current, and those that it replaces."""
         if receipt.removed:
             return [], self._instead(_Units())
+        if receipt.data_file is None:
+            waits = self.waits(receipt.identity, receipt.fingerprint, before=receipt.stop)
+            return ([], []) if waits is None else (list(waits.receipts.values()), self._instead(waits))
         rows = (receipt.start, receipt.stop)
         if not self.reads(receipt.identity):
             return self._wait(receipt, rows)
@@ -157,6 +169,11 @@ class Committed:
         shard = self._shards.get(receipt.shard, _Shard())
         rows = (receipt.start, receipt.stop)
         return not shard.reads(receipt.identity) or rows in shard.current.receipts or shard.current.free(rows)
+
+    def waits(self, shard: str, identity: str, fingerprint: str, *, before: int) -> bool:
+        """Whether a changed shard has all rows before this one, and readers do not see them yet."""
+        there = self._shards.get(shard, _Shard())
+        return there.waits(identity, fingerprint, before=before) is not None
 
     def replaced(self) -> Mapping[str, float]:
         """Attempts that were current once, and since when (epoch, in s) readers see what replaced them."""

@@ -251,6 +251,23 @@ class Output:
             log.info("%s: %d shards are gone from the corpus, and their answers from the output", run, len(gone))
             self.commit(gone)
 
+    def limit_reached(self, shard: str, identity: str, limit: int, *, fingerprint: str, run: str) -> None:
+        """Nothing is left to do in the rows of a shard before `limit`: readers see them from now on.
+
+        The unit that ends there tells it by itself, but for those that were cut by runs with another limit or none.
+        """
+        if self.view.waits(shard, identity, fingerprint, before=limit):
+            told = Receipt.limit_reached(
+                shard,
+                identity=identity,
+                limit=limit,
+                fingerprint=fingerprint,
+                run=run,
+                attempt=secrets.token_hex(5),
+                at=time.time(),
+            )
+            self.commit([told])
+
     def close(self, *, retain_hours: float, known_alone: bool = False) -> None:
         """Leave the output at rest, for readers of plain Parquet too. No worker may write any more.
 

@@ -1,13 +1,14 @@
 """Receipt: what an attempt at a unit leaves behind, in the footer of its data file and in the ledger.
 
-One kind has no files: that a shard was `removed`, because the corpus has it no more.
+Two kinds have no files and tell something of a shard: that it was `removed`, because the corpus has it no more, or that
+a run with a `source.limit` was done with it.
 """
 
 import json
 import sys
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from itertools import repeat
 from typing import Any, Self
 
@@ -28,7 +29,9 @@ class Receipt:
     fingerprint: str
     run: str  # run id
     attempt: str  # unique for each attempt; counted once, in rows and in money
-    data_file: str | None  # name below <sink>/data; there even with no rows: its footer is this receipt. None: removed
+    data_file: (
+        str | None
+    )  # name below <sink>/data; there even with no rows: its footer is this receipt. None: of no unit
     errors_file: str | None  # name below <sink>/errors; None: no dead letters
     data_bytes: int  # 0 in the footer, which is written before the file's size and hash are known
     data_sha256: str  # hex; empty in the footer
@@ -90,6 +93,14 @@ class Receipt:
             finished_at=at,
             removed=True,
         )
+
+    @classmethod
+    def limit_reached(
+        cls, shard: str, *, identity: str, limit: int, fingerprint: str, run: str, attempt: str, at: float
+    ) -> Self:
+        """That a run had nothing left to do in a shard of which it was to read the rows before `limit`."""
+        told = cls.removal(shard, fingerprint=fingerprint, run=run, attempt=attempt, at=at)
+        return replace(told, identity=identity, start=limit, stop=limit, removed=False, limited=True)
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), sort_keys=True)

@@ -1,4 +1,4 @@
-"""A shard that has changed: what becomes of the dead letters that the output has of it."""
+"""A shard that has changed: its dead letters, and what a run with a limit makes of it."""
 
 import json
 import random
@@ -62,3 +62,41 @@ def test_a_changed_shard_is_where_an_engines_dead_letter_may_become_an_answer(pl
     ran(place, replace(ASKED, refused={}), ("new", *BEFORE))
 
     assert dead(place) == {2: "empty", 3: "too_long"}
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+@pytest.mark.parametrize("limit", [2, 3])
+def test_what_a_run_without_limit_has_done_is_shown_by_one_whose_limit_it_passes(
+    place: Place, stopped: bool, limit: int
+) -> None:
+    ran(place, ASKED, ("one", "two", "three", "four", "five"))
+    new = [json.dumps({"version": 2, "text": f"new {number}"}) for number in range(5)]
+    (place.source / "a.jsonl").write_text("\n".join(new))
+    cut_off = Session(place, replace(ASKED, unit_rows=1))
+    cut_off.open()
+    units = list(cut_off.units())
+    cut_off.output.commit([*units[:3], units[4]])  # row 3 is missing
+    if stopped:
+        cut_off.close()
+    assert texts(place) == ["one", "two", "three", "four", "five"]
+
+    limited = Session(place, replace(ASKED, limit=limit, run="limited"))
+    run(limited, random.Random(0))
+
+    assert limited.asked == []
+    assert texts(place)[:3] == ["new 0", "new 1", "new 2"]
+    assert "three" not in texts(place)
+    again = Session(place, replace(ASKED, limit=limit))
+    run(again, random.Random(0))
+    assert again.written == []
+
+    whole = Session(place, ASKED)
+    run(whole, random.Random(0))
+    assert len(whole.asked) <= 1
+    assert texts(place) == [f"new {number}" for number in range(5)]
+
+
+def texts(place: Place) -> list[str]:
+    """As a Delta reader sees them, by row."""
+    rows = DeltaTable(f"{place.sink}/data").to_pyarrow_table().select(["_row", "text"]).to_pylist()
+    return [row["text"] for row in sorted(rows, key=lambda row: row["_row"])]
