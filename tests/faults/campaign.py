@@ -5,6 +5,7 @@ A seed names a kind and all that is chosen at random in its scene, so that one c
 
 import json
 import random
+import re
 import shutil
 import signal
 import sys
@@ -114,8 +115,8 @@ def play(made: Lab, seed: int, kind: kinds.Kind, *, without: str = "") -> Result
     """One seed."""
     rng, began = random.Random(seed), time.monotonic()
     on_s3 = on_store(kind, rng) == "s3"
-    # Polars finds no table below a folder with a space.
-    folder = made.folder / f"seed-{seed}{without and '-' + without.replace(' ', '-')}"
+    # Polars finds no table below a folder with a space, and to Hydra a comma parts two values.
+    folder = made.folder / "-".join(["seed", str(seed), *re.findall(r"\w+", without)])
     scene = Scene(lab=made, folder=folder, rng=rng, on_s3=on_s3, runner=kind.runner, without=without)
     try:
         with scene.stack:

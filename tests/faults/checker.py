@@ -5,6 +5,7 @@ I3 every current file has its receipt, and no other file lies about. I4 the answ
 I5 no more is asked again than was in flight. I6 the same command once more asks and changes nothing.
 """
 
+import contextlib
 import io
 import threading
 from collections import Counter
@@ -34,7 +35,11 @@ class Expected:
 
 def at_the_end(source: Place, sink: Place, expected: Expected) -> list[str]:
     """What is wrong with an output at rest; nothing, if all is well."""
-    rows, data, errors = corpus(source), table(sink.below("data")), table(sink.below("errors"))
+    rows = corpus(source)
+    try:
+        data, errors = table(sink.below("data")), table(sink.below("errors"))
+    except FileNotFoundError as error:
+        return [f"I3 a table cannot be read: {error}"]
     wrong = _each_once(rows, data, errors) + _right(rows, data, errors, expected)
     return wrong + _files(sink, data, errors, expected)
 
@@ -88,6 +93,23 @@ def _files(sink: Place, data: list[dict[str, Any]], errors: list[dict[str, Any]]
     stays = sink.below("runs").names()
     wrong += [f"{name} stayed" for name in stays if name.endswith("alive.json") or name.startswith(".probe/")]
     return wrong
+
+
+def after_a_kill(sink: Place) -> list[str]:
+    """What holds even of an output that nobody has brought to rest: readers see nothing that is not committed."""
+    shown = list(versions(sink.below("data")))[-1:]
+    known = {receipt["data_file"] for receipt in table(sink.below("ledger"))} if shown else set()
+    return [f"I3 {file} is shown, and has no receipt" for version in shown for file in version.files - known]
+
+
+def finished(sink: Place) -> set[str]:
+    """The keys of all prompts whose answers lie in whole files, committed or not."""
+    place, found = sink.below("data"), set[str]()
+    for name in place.names():
+        data = place.read(name) if name.endswith(".parquet") and "/" not in name else None
+        with contextlib.suppress(pa.ArrowException, OSError):
+            found.update(pq.read_table(io.BytesIO(data or b""), columns=["_key"])["_key"].to_pylist())
+    return found
 
 
 def _keys(place: Place, files: frozenset[str] | set[str]) -> list[Key]:

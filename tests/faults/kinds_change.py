@@ -55,6 +55,16 @@ def _(scene: Scene) -> None:
     scene.spare += 90  # what was replaced is gone, and is asked once more
 
 
+@kind("prompt changed after a kill")
+def _(scene: Scene) -> None:
+    scene.set_up()
+    scene.words.append("on_change=reprocess")
+    scene.hit(Fault(step="commit ledger", nth=scene.rng.randint(1, 2)))
+    scene.prompt = "b"
+    scene.happened("prompt changed")
+    scene.spare += 90
+
+
 @kind("unit.rows changed after a kill")
 def _(scene: Scene) -> None:
     scene.set_up()

@@ -7,7 +7,7 @@ from dataclasses import replace
 from tests.faults.disk import small_disk
 from tests.faults.kind import BOTH, DISK, at, kind
 from tests.faults.scene import Scene, in_flight
-from tests.faults.seams import Deed
+from tests.faults.seams import Deed, Fault
 
 # -------------------------------------------------------------------------------------------------------------- signals
 
@@ -96,6 +96,24 @@ zombie("driver sleeps at its start while another takes its place", "begin ledger
 zombie("driver sleeps as it cleans while another takes its place", "clean", "set_aside")
 
 
+@kind("driver sleeps as it cleans what another takes over")
+def _(scene: Scene) -> None:
+    """What it cleans away are a killed run's answers to another prompt, which is asked again meanwhile."""
+    scene.set_up()
+    scene.words.append("on_change=reprocess")
+    scene.hit(Fault(step="commit ledger", nth=scene.rng.randint(1, 2)))
+    scene.arm(Fault(step="clean", do="stop", who="first"))
+    scene.prompt = "b"
+    first = scene.start(who="first")
+    if first.wait_until("stop "):
+        scene.forget_alive()
+        scene.prompt = "a"
+        scene.spare += 90
+        scene.ended(scene.start(who="second"), 0)
+        first.send(signal.SIGCONT)
+    scene.ended(first, 1)
+
+
 @kind("two runs started together")
 def _(scene: Scene) -> None:
     scene.set_up()
@@ -148,7 +166,7 @@ def _(scene: Scene) -> None:
     scene.spare += in_flight(scene.runner)
     if scene.ended(scene.start(), 0, 1) == 1:
         scene.happened("disk full")
-        disk.remount("size=64m")
+    disk.remount("size=64m")  # also where it was enough just so: another start has to try whether it can write
 
 
 @kind("disk made read-only in the middle", DISK)

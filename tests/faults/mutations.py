@@ -140,7 +140,7 @@ def _() -> None:
     _exchange(committed._Shard, "add", add_both)
 
 
-@safeguard("taken over is what was asked now", "prompt changed and changed back, driver killed in between")
+@safeguard("taken over is what was asked now", "prompt changed after a kill")
 def _() -> None:
     """A finished unit is taken over whatever it was asked."""
     take_over, evidence, wanted = sink_output.take_over, tables._evidence, [""]
@@ -228,6 +228,6 @@ def _() -> None:
     _exchange(preparation, "refuse_if_alive", lambda *_, **__: None)
 
 
-@safeguard("an overtaken run removes nothing", "driver sleeps as it cleans while another takes its place")
+@safeguard("an overtaken run removes nothing", "driver sleeps as it cleans what another takes over")
 def _() -> None:
     _exchange(fenced.FencedTable, "check_writer", lambda *_: None)

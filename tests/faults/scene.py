@@ -76,7 +76,9 @@ class Scene:
     checked: bool = False
     may_lose: bool = False  # files are taken away from behind, which a run may notice
     own_ray: bool = False  # each run starts a Ray of its own
+    answered: list[tuple[int, set[str]]] = field(default_factory=list)  # after each kill: prompts asked, keys in files
     _drawn: set[str | None] = field(default_factory=set)
+    _prompts: set[str] = field(default_factory=set)
     stack: ExitStack = field(default_factory=ExitStack)
 
     # ------------------------------------------------------------------------------------------------- before
@@ -164,6 +166,7 @@ class Scene:
     def start(self, *words: str, who: str = "") -> Driver:
         """The command, in a process of its own. What is armed will strike it."""
         self.lab.orders += 1
+        self._prompts.add(self.prompt)
         through = {"AWS_ENDPOINT_URL": self.proxy.endpoint} if self.proxy and self.proxy.rules else {}
         if self.runner != "threads":
             (self.armoury / seams.TWEAKS).write_text(json.dumps(self.tweaks))
@@ -224,6 +227,10 @@ class Scene:
         if self.proxy and self.proxy.rules:
             self.struck += [f"{rule.effect} at request {rule.nth}" for rule in self.proxy.rules if rule.struck]
             self.proxy.rules = []
+        if code == -9:
+            self.wrong += checker.after_a_kill(self.sink)
+            if self.runner == "threads":  # workers of a Ray go on for a while
+                self.answered.append((len(seams.asked(self.armoury)), checker.finished(self.sink)))
         if "have lost a file" in driver.log() and not self.may_lose:
             self.wrong.append("I3 a run found that a current file was lost")
         if code not in allowed:
@@ -286,6 +293,10 @@ class Scene:
             self.wrong.append(
                 f"I5 {len(asked)} prompts were asked, {len(set(asked))} different ones, spare {self.spare}"
             )
+        if len(self.inputs) == len(self._prompts) == 1 and not self.may_lose:
+            again = {key for count, keys in self.answered for key in keys.intersection(asked[count:])}
+            if len(again) > 1:  # as above
+                self.wrong.append(f"I5 {len(again)} prompts were asked again whose answers lay there")
         before = checker.at_rest(self.sink)
         self.ended(self.start(), 0)
         self._verify()
