@@ -89,7 +89,7 @@ def ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ray]:
     folder = Path("/tmp") / f"submit-{os.getpid()}"  # short: Ray's sockets lie below it
     folder.mkdir()
     write_texts(folder / "corpus", [[f"text {shard} {row}" for row in range(200)] for shard in range(2)])
-    gcs, dashboard, *others = free_ports(10)
+    gcs, dashboard, *others = free_ports(2 + 2 * len(PORTS))  # of two nodes
     environ = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN, "RAY_USAGE_STATS_ENABLED": "0"}
     environ["PYTHONPATH"] = str(JOB_SERVER)
