@@ -7,10 +7,10 @@ The rules, for one shard:
 - Other fingerprint, same rows of the same input: the newer replaces the older, unit by unit.
 - Other input: row numbers mean other rows, so the newer units wait until they cover the shard from its first row to
   its end (or to where `source.limit` ended the run), and then replace all the older ones at once.
+- So they do where a run with a limit finds all before it done, by runs that went further or had no limit: it says so in
+  a receipt without files.
 - Other cuts of the same input never count: what is done again is done in its old cuts, so this is a run that was
   overtaken and had read its shard in its own way. Counted in part, its rows would be done and never be seen.
-- The same where a run with a limit finds all before it done, by runs that went further or had no limit: it tells of the
-  limit alone.
 - A shard that is `removed` takes all its units with it.
 """
 
@@ -57,7 +57,10 @@ class _Units:
     def whole(self) -> bool:
         """Whether they follow one another from row 0 to the end of the shard, or of what was asked for."""
         ends = [unit.stop for unit in self.receipts.values() if unit.last or unit.limited]
-        return bool(ends) and self.reached() in ends and not any(stop > self.reached() for _, stop in self.ranges[-1:])
+        if not ends:
+            return False
+        at = self.reached()
+        return at in ends and (not self.ranges or self.ranges[-1][1] == at)
 
     def reached(self) -> int:
         """The first row that is in none of them."""

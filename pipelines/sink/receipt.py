@@ -29,9 +29,7 @@ class Receipt:
     fingerprint: str
     run: str  # run id
     attempt: str  # unique for each attempt; counted once, in rows and in money
-    data_file: (
-        str | None
-    )  # name below <sink>/data; there even with no rows: its footer is this receipt. None: of no unit
+    data_file: str | None  # name below <sink>/data; there even without rows: its footer is this receipt. None: no unit
     errors_file: str | None  # name below <sink>/errors; None: no dead letters
     data_bytes: int  # 0 in the footer, which is written before the file's size and hash are known
     data_sha256: str  # hex; empty in the footer
