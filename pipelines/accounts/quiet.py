@@ -60,8 +60,15 @@ def warnings_told(say: Callable[[str], None]) -> Iterator[None]:
 
 
 def keep(log_file: Path, uri: str) -> None:
-    """Store the end of the log, without secrets: the machine that it lies on may be gone soon."""
-    text = log_file.read_bytes()[-KEPT_BYTES:].decode(errors="replace")
+    """Store the end of the log, without secrets: the machine that it lies on may be gone soon.
+
+    A run does not fail for its log, whether that was taken away or the store takes none.
+    """
+    try:
+        text = log_file.read_bytes()[-KEPT_BYTES:].decode(errors="replace")
+    except OSError as error:
+        logging.getLogger(__name__).warning("the log %s is gone: %s", log_file, error.strerror)
+        return
     try:
         storage.put(uri, redacted(text).encode())
     except storage.StoreFailed as error:

@@ -110,7 +110,9 @@ def ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ray]:
         head = node("--head", "--include-dashboard=true", *words)
         url = f"http://127.0.0.1:{dashboard}"
         until(lambda: answers(f"{url}/api/version"))
-        worker = node(f"--address=127.0.0.1:{gcs}", "--num-cpus=0")
+        # A folder of its own, as on a machine of its own: the first task with a job's code on a node unpacks it anew,
+        # and takes what lies in that place away, from under the jobs that are at work in it.
+        worker = node(f"--address=127.0.0.1:{gcs}", "--num-cpus=0", f"--temp-dir={folder}/ray-of-worker")
         yield Ray(url, head, worker, folder)
     finally:
         processes = [each for one in started for each in (*psutil.Process(one.pid).children(recursive=True), one)]
@@ -119,6 +121,8 @@ def ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ray]:
         _, alive = psutil.wait_procs(processes, timeout=20)
         for each in alive:
             each.kill()
+        for one in started:
+            one.wait()
 
 
 def test_without_the_token_nothing_is_submitted_and_one_line_says_what_to_do(ray: Ray) -> None:

@@ -25,3 +25,10 @@ def test_a_store_that_takes_no_log_ends_no_run(tmp_path: Path, caplog: pytest.Lo
     quiet.keep(tmp_path / "run.log", f"{tmp_path}/out/run.log")
 
     assert "the log stays in" in caplog.text
+
+
+def test_a_log_that_was_taken_away_ends_no_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    quiet.keep(tmp_path / "gone" / "run.log", f"{tmp_path}/out/run.log")
+
+    assert "run.log is gone: No such file or directory" in caplog.text
+    assert not (tmp_path / "out").exists()
