@@ -6,6 +6,7 @@ those of the nodes. Each job is marked with its output, by which it is found aga
 """
 
 import asyncio
+import logging
 import os
 import secrets
 import shlex
@@ -37,6 +38,12 @@ LOST_S = 120.0  # for which a job server may be away
 SPARE_S = 30  # after the run's grace, for its last commit, before Ray kills it
 LOCAL = ("127.0.0.1", "localhost", "::1")
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
+# Of Ray's client, which would tell of packages and sockets between our lines; each sets its own level.
+_TALKERS = (
+    "ray.dashboard.modules.job.sdk",
+    "ray.dashboard.modules.dashboard_sdk",
+    "ray._private.runtime_env.packaging",
+)
 T = TypeVar("T")
 
 
@@ -187,6 +194,8 @@ class RayJobs:
             from ray.job_submission import JobSubmissionClient
         except ImportError as error:
             raise UserError(f"cluster=ray needs aiohttp and requests ({error}): install the extra cluster") from None
+        for name in _TALKERS:
+            logging.getLogger(name).setLevel(logging.WARNING)
         return self._told(lambda: JobSubmissionClient(self._address, headers=_headers()))
 
     def _told(self, ask: Callable[[], T]) -> T:
