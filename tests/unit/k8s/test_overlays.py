@@ -189,6 +189,19 @@ def test_the_run_ends_in_order_before_kuberay_ends_it(name: str) -> None:
     assert within.total_seconds() + config.grace_s + 600 <= spec["activeDeadlineSeconds"]
 
 
+@pytest.mark.parametrize("name", [name for name in OVERLAYS if name.startswith("nightly")])
+def test_a_night_has_a_budget_of_its_own_and_calls_somebody(name: str) -> None:
+    config, spec = config_of(name)
+    head = spec["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]
+
+    assert config.budget.scope == "run"  # of the output it would be spent after some nights
+    assert config.alerts.rules and config.alerts.path
+    assert head["envFrom"] == [{"secretRef": {"name": "batch-pipelines-alerts"}}]
+    operations = (ROOT / "docs" / "operations.md").read_text("utf-8")
+    (created,) = re.findall(r"secret generic batch-pipelines-alerts (.*?)```", operations, re.DOTALL)
+    assert all(f"--from-literal={variable}=" in created for variable in config.alerts.channels.values())
+
+
 @of_overlays
 def test_every_grace_is_long_enough_for_the_runs(name: str) -> None:
     config, spec = config_of(name)
