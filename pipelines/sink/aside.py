@@ -5,7 +5,9 @@ that `data/*.parquet` read as plain Parquet is what the table says; the run that
 back. Each step can be repeated, and cut off at any point: a file is copied before it is deleted.
 """
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import BinaryIO
 
 import pyarrow as pa
@@ -15,6 +17,7 @@ from pipelines import storage
 from pipelines.sink.receipt import Receipt
 
 WAITING = "_waiting"
+TOGETHER = 16  # files moved behind one look at who is the writer, on S3 at once: a move is requests that are waited for
 
 
 def open_file(sink_uri: str, folder: str, name: str) -> BinaryIO:
@@ -54,26 +57,27 @@ def schemas(sink_uri: str, receipts: Iterable[Receipt]) -> dict[str, pa.Schema]:
 def set_aside(sink_uri: str, waiting: Iterable[Receipt], check_writer: Callable[[], None]) -> None:
     """Move the files of these receipts out of sight.
 
-    `check_writer`, before each, raises if another run has begun since, which may have made that file current. What is
-    moved in spite of it, a run that slept between the two, comes back with the next run's end or start.
+    `check_writer`, before each `TOGETHER` of them, raises if another run has begun since, which may have made a file
+    current. What is moved in spite of it, by a run that slept between the two, comes back with the next run's end or
+    start.
     """
     for folder, names in _names(waiting).items():
         if not names:
             continue
         there = {stored.path for stored in storage.listing(storage.join(sink_uri, folder), missing_ok=True)}
-        for name in names & there:
+        here = sorted(names & there)
+        for start in range(0, len(here), TOGETHER):
             check_writer()
-            _move(storage.join(sink_uri, folder, name), storage.join(sink_uri, folder, WAITING, name))
+            some = here[start : start + TOGETHER]
+            _move_all(storage.join(sink_uri, folder), storage.join(sink_uri, folder, WAITING), some)
 
 
 def bring_back(sink_uri: str, current: Iterable[Receipt], aside: Collection[str]) -> None:
     """Move the files of these receipts back to where readers find them, if they are among those `aside`."""
     if aside:
         for folder, names in _names(current).items():
-            for name in names.intersection(aside):
-                source = storage.join(sink_uri, folder, WAITING, name)
-                if storage.exists(source):  # a name is given twice, to a data file and to its dead letters
-                    _move(source, storage.join(sink_uri, folder, name))
+            back = sorted(names.intersection(aside))
+            _move_all(storage.join(sink_uri, folder, WAITING), storage.join(sink_uri, folder), back)
 
 
 def names_aside(sink_uri: str) -> frozenset[str]:
@@ -94,6 +98,18 @@ def _names(receipts: Iterable[Receipt]) -> dict[str, set[str]]:
     return names
 
 
+def _move_all(source: str, target: str, names: Sequence[str]) -> None:
+    moves = [(storage.join(source, name), storage.join(target, name)) for name in names]
+    if not storage.is_s3(source):
+        for move in moves:
+            _move(*move)
+        return
+    with ThreadPoolExecutor(TOGETHER) as pool:
+        for done in [pool.submit(_move, *move) for move in moves]:
+            done.result()
+
+
 def _move(source: str, target: str) -> None:
-    storage.put(target, storage.get(source))
-    storage.delete(source)
+    with suppress(FileNotFoundError):  # a name is given twice, to a data file and to its dead letters
+        storage.copy(source, target)
+        storage.delete(source)

@@ -178,7 +178,7 @@ def _changed_and_stopped(scene: Scene, *faults: Fault) -> None:
 
 waiting("driver killed as it sets waiting files aside", "set_aside")
 waiting("driver killed as it moves a waiting file", "move", 2)
-waiting("driver killed between the copy of a waiting file and its removal", "put waiting", 2)
+waiting("driver killed between the copy of a waiting file and its removal", "copy waiting", 2)
 
 
 @kind("driver killed as it brings waiting files back")

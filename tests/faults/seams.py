@@ -147,6 +147,7 @@ def install() -> None:
     from pipelines.stages import write
 
     _wrap(storage, "put", lambda uri, *_, **__: f"put {_kind(uri)}")
+    _wrap(storage, "copy", lambda _, target, **__: f"copy {_kind(target)}")
     _wrap(storage, "delete", lambda uri, *_, **__: f"delete {_kind(uri)}")
     _wrap(os, "fsync", lambda *_: "fsync")
     _wrap(flow_stages, "prepare", lambda *_, **__: "prepare")

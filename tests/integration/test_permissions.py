@@ -63,7 +63,9 @@ def needed(request: Request) -> list[Asked]:
         case "GET" | "HEAD", True:
             return [Asked("s3:GetObject", f"{arn}/{key}", None)]
         case "PUT", True:
-            return [Asked("s3:PutObject", f"{arn}/{key}", None)]
+            source = request.headers.get("x-amz-copy-source")
+            read = [Asked("s3:GetObject", f"arn:aws:s3:::{unquote(source).lstrip('/')}", None)] if source else []
+            return [*read, Asked("s3:PutObject", f"{arn}/{key}", None)]
         case "POST", True:
             return [Asked("s3:PutObject", f"{arn}/{key}", None)]  # a multipart upload begun or completed
         case "POST", False if "delete" in query:

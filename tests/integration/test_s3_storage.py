@@ -101,6 +101,24 @@ def test_put_get_delete_and_the_etag_of_the_listing(s3_bucket: str) -> None:
     assert list(storage.listing(f"{s3_bucket}/many", missing_ok=True)) == []
 
 
+def test_a_copy_is_made_by_the_store_and_its_bytes_do_not_travel(
+    s3_bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = random.Random(5).randbytes(300_000)
+    storage.put(f"{s3_bucket}/from/ü b+.bin", content)
+    with counting_proxy(os.environ["AWS_ENDPOINT_URL"]) as counted, monkeypatch.context() as inside:
+        inside.setenv("AWS_ENDPOINT_URL", counted.endpoint)
+
+        storage.copy(f"{s3_bucket}/from/ü b+.bin", f"{s3_bucket}/to/c.bin")
+
+        assert [request.words.partition(" ")[0] for request in counted.requests] == ["PUT"]
+        assert counted.bytes_read() < 4096
+        with pytest.raises(FileNotFoundError):
+            storage.copy(f"{s3_bucket}/from/none.bin", f"{s3_bucket}/to/none.bin")
+    assert storage.get(f"{s3_bucket}/to/c.bin") == storage.get(f"{s3_bucket}/from/ü b+.bin") == content
+    assert not storage.exists(f"{s3_bucket}/to/none.bin")
+
+
 @pytest.mark.parametrize("size", [1, 200_000, storage.WHOLE_BYTES, 3_000_000])
 def test_random_seeks_and_reads_give_the_same_bytes_as_memory(s3_bucket: str, size: int) -> None:
     dice = random.Random(size)

@@ -142,7 +142,8 @@ def test_what_an_overtaken_run_moves_aside_though_it_is_current_now_comes_back(
     assert len(plain(store)) == 2
 
 
-def test_an_overtaken_run_moves_no_file_more(tmp_path: Any) -> None:
+def test_an_overtaken_run_moves_no_file_more(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(aside, "TOGETHER", 1)
     sink = str(tmp_path)
     opened(sink).commit([done(sink, 0, 6, last=True)])
     sleeper = opened(sink)
