@@ -17,6 +17,7 @@ from pydantic.dataclasses import dataclass
 
 from actors.engine import SimulatedFaults
 from pipelines.alert_config import AlertsConfig
+from pipelines.gate_config import GateConfig
 
 STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
@@ -412,16 +413,6 @@ class MetricsConfig:
 
     port: Annotated[int, Field(ge=1, le=65535)] | None = None  # None: nowhere
     host: Annotated[str, Field(min_length=1, max_length=255)] = "127.0.0.1"  # whoever reaches it can read all of it
-
-
-@dataclass(frozen=True, config=STRICT, kw_only=True)
-class GateConfig:
-    """What a candidate must hold before readers see it, with publish=gate. None: that is not looked at."""
-
-    max_error_rate: Annotated[float, Field(ge=0, le=1)] | None = 0.01  # dead letters among all rows of the candidate
-    max_drift: Annotated[float, Field(ge=0)] | None = 0.25  # PSI of labels, lengths or confidence, where p < 0.01
-    verify: bool = True  # every new file is read, and compared with its receipt row by row
-    approval: bool = False  # a person has to approve of each candidate: pipelines.approve
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)

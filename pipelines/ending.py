@@ -73,6 +73,12 @@ class Ending:
     report: str | None = None  # where it lies; None: not made
     _told: bool = False
 
+    def look(self) -> Look:
+        """The columns of answers in free text, and those that their prompts quote."""
+        job = self.config.job
+        template = compile_messages(job.messages, job=job.name, fields=job.fields)
+        return Look(answers=free_text(self.prepared.contract), inputs=tuple(sorted(template.columns)))
+
     def in_order(self, exit_code: Exit, *, stopped_by: str | None, gate: Gated | None, shards_removed: int) -> Summary:
         """The run has come to its end, or was asked to stop and has."""
         receipts = self.output.view.current()
@@ -91,7 +97,7 @@ class Ending:
                 current=receipts,
                 columns=self.prepared.contract.schema.names,
                 own=_committed_by(self.run_id, self.output),
-                look=_look(self.config, self.prepared),
+                look=self.look(),
             ),
         )
         self._tell(summary)
@@ -211,13 +217,6 @@ def _committed_by(run_id: str, output: Output) -> list[Receipt]:
     """The run's own units that count, and those that it took over from a run that was killed."""
     taken_over = {receipt.attempt for receipt in output.taken_over}
     return [one for one in output.view.receipts() if one.run == run_id or one.attempt in taken_over]
-
-
-def _look(config: RunConfig, prepared: Prepared) -> Look:
-    """The columns of answers in free text, and those that their prompts quote."""
-    job = config.job
-    template = compile_messages(job.messages, job=job.name, fields=job.fields)
-    return Look(answers=free_text(prepared.contract), inputs=tuple(sorted(template.columns)))
 
 
 def _cut_off(stop: Stop) -> str:

@@ -157,7 +157,9 @@ def _finish(ending: Ending, left: Changes, stop: Stop) -> Summary:
             if limit is not None:
                 output.limit_reached(shard.path, shard.identity, limit, **told)
         ordered.remove(prepared.sink_uri)
-    gate = decide(output, config.gate, doing=ending.progress.doing) if finished and config.publish == "gate" else None
+    gate = None
+    if finished and config.publish == "gate":
+        gate = decide(output, config.gate, look=ending.look(), doing=ending.progress.doing)
     output.close(retain_hours=config.sink.retain_hours)
     if not finished and not stop.requested():
         raise RunFailed(f"shards of {config.source.uri} are left undone, though nothing failed; run it again")

@@ -1,12 +1,14 @@
 """The gate: whether readers may see a candidate. It is compared with what they see now, and its files are proved."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from pipelines.accounts.agreement import calibration_error
 from pipelines.accounts.budget import too_many_errors
 from pipelines.accounts.quality import Drift, Measures, drift
 from pipelines.accounts.summary import Gated, Totals
-from pipelines.config import GateConfig
+from pipelines.accounts.texts import Look, Texts, texts
+from pipelines.gate_config import GateConfig
 from pipelines.sink.audit_files import Files
 from pipelines.sink.decisions import Decision
 from pipelines.sink.ledger import Ledger
@@ -36,10 +38,13 @@ class Verdict:
         return "passed" if self.passed else "; ".join((*self.against, *self.asking))
 
 
-def judge(output: Output, gate: GateConfig, *, doing: Callable[[str], None] = lambda _: None) -> Verdict:
+def judge(
+    output: Output, gate: GateConfig, *, look: Look | None = None, doing: Callable[[str], None] = lambda _: None
+) -> Verdict:
     """Hold the candidate of an output against the thresholds. All its units must be done.
 
-    Drift is that of the rows that are new to readers, against all that they see now.
+    Drift and limits are of the rows that are new to readers; what they are compared with is all that readers see now.
+    `look`: what of them is free text.
     """
     change = output.candidate()
     if not change.new and not change.gone:
@@ -53,11 +58,15 @@ def judge(output: Output, gate: GateConfig, *, doing: Callable[[str], None] = la
     if gate.max_error_rate is not None and whole.shards_unreadable:
         against.append(f"{whole.shards_unreadable:,} shards could not be read to their end")
     moved = None
-    if gate.max_drift is not None and any(output.shown.current()):
+    if (gate.max_drift is not None or gate.limits) and any(output.shown.current()):
         doing("comparing the answers with those that readers see")
         moved = compared(output.ledger, change.new, output.shown.current())
-        if moved.significant_psi is not None and moved.significant_psi > gate.max_drift:
-            asking.append(f"drift: PSI {moved.significant_psi:.2f}, gate.max_drift={gate.max_drift:g}")
+    psi = None if moved is None else moved.significant_psi
+    if gate.max_drift is not None and psi is not None and psi > gate.max_drift:
+        asking.append(f"drift: PSI {psi:.2f}, gate.max_drift={gate.max_drift:g}")
+    if gate.limits and change.new:
+        doing("measuring the new answers")
+        asking += _beyond_limits(gate, _figures(output, change.new, moved, look))
     if gate.verify:
         doing("reading the new files")
         found = Files.of(output.tables.sink_uri, change.new, (), aside=True)
@@ -74,9 +83,11 @@ def judge(output: Output, gate: GateConfig, *, doing: Callable[[str], None] = la
     )
 
 
-def decide(output: Output, gate: GateConfig, *, doing: Callable[[str], None] = lambda _: None) -> Gated:
+def decide(
+    output: Output, gate: GateConfig, *, look: Look | None = None, doing: Callable[[str], None] = lambda _: None
+) -> Gated:
     """Publish the candidate if it passes; else leave readers what they have, and write down why."""
-    verdict = judge(output, gate, doing=doing)
+    verdict = judge(output, gate, look=look, doing=doing)
     if verdict.empty:
         return Gated(passed=True, words="nothing to publish")
     if verdict.passed:
@@ -90,3 +101,31 @@ def decide(output: Output, gate: GateConfig, *, doing: Callable[[str], None] = l
 def compared(ledger: Ledger, new: Iterable[Receipt], shown: Iterable[Receipt]) -> Drift:
     """How far the new rows of a candidate are from those that readers see."""
     return drift(Measures.of(ledger.measured(new)), Measures.of(ledger.measured(shown)))
+
+
+def _figures(
+    output: Output, new: Sequence[Receipt], moved: Drift | None, look: Look | None
+) -> Mapping[str, float | None]:
+    """The figures that a limit may be about; without those that compare, if readers see nothing yet. None: not
+    measured."""
+    measures = Measures.of(output.ledger.measured(new))
+    seen = texts(output.tables.sink_uri, new, look) if look is not None else None
+    return {
+        "accuracy": measures.accuracy,
+        "refusal_rate": measures.refusal_rate,
+        "calibration_error": calibration_error(measures.counts.confidence),
+        **(seen or Texts(rows=0)).figures(),
+        **({} if moved is None else moved.to_plain()),
+    }
+
+
+def _beyond_limits(gate: GateConfig, figures: Mapping[str, float | None]) -> Iterator[str]:
+    """A line for each figure that is beyond its limit, or that has one and was not measured."""
+    for name, limit in gate.limits.items():
+        if name not in figures:
+            continue
+        value = figures[name]
+        if value is None:
+            yield f"{name} was not measured, gate.limits.{name}"
+        elif breach := limit.breach(value):
+            yield f"{name} {value:.3g}, gate.limits.{name}.{breach}"

@@ -17,8 +17,9 @@ from deltalake.exceptions import TableNotFoundError
 from pipelines.accounts.gate import decide
 from pipelines.accounts.summary import Gated
 from pipelines.approve import ApproveAsked, ApproveSink, approve
-from pipelines.config import GateConfig, ModelConfig
+from pipelines.config import ModelConfig
 from pipelines.diff import DiffAsked, DiffSink, difference
+from pipelines.gate_config import GateConfig
 from pipelines.job.model import resolve
 from pipelines.rollback import RollbackAsked, RollbackSink, rollback
 from pipelines.sink.audit import audit

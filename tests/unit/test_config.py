@@ -50,7 +50,7 @@ SURFACE = {
     "budget.usd", "budget.finish_by", "budget.scope",
     "metrics.port", "metrics.host",
     "prompt.field_order", "prompt.min_agreement",
-    "publish", "gate.max_error_rate", "gate.max_drift", "gate.verify", "gate.approval",
+    "publish", "gate.max_error_rate", "gate.max_drift", "gate.verify", "gate.approval", "gate.limits",
     "dedup", "ordering", "on_change", "on_deleted", "retry_errors", "max_error_rate", "seed", "grace_s",
 }  # fmt: skip
 

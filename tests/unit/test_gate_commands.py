@@ -6,9 +6,12 @@ from pathlib import Path
 import pytest
 
 from pipelines.accounts.gate import judge
+from pipelines.accounts.texts import Look
 from pipelines.approve import ApproveAsked, ApproveSink, approve
-from pipelines.config import GateConfig, UserError
+from pipelines.compose import compose
+from pipelines.config import UserError
 from pipelines.diff import DiffAsked, DiffSink, diff
+from pipelines.gate_config import GateConfig, GateLimit
 from pipelines.publish import PublishAsked, PublishSink, publish
 from pipelines.rollback import RollbackAsked, RollbackSink, rollback
 from pipelines.sink.audit import audit
@@ -120,3 +123,49 @@ def test_the_gate_names_what_is_wrong_and_an_approval_lifts_what_a_person_may_an
     torn.write_bytes(torn.read_bytes()[:-9])
     assert torn.name in judge(output, loose).words()
     assert judge(output, GateConfig(max_error_rate=0.2, verify=False)).passed
+
+
+def test_a_figure_beyond_its_limit_or_not_measured_keeps_a_candidate_back_until_somebody_approves(
+    tmp_path: Path,
+) -> None:
+    sink = str(tmp_path)
+    first_version(sink)
+    blocked(sink)
+
+    def said(**limits: GateLimit) -> str:
+        gate = GateConfig(max_error_rate=0.2, limits=limits)  # type: ignore[arg-type]  # its keys are literals
+        return judge(opened(sink, "g"), gate, look=Look(answers=("label",), inputs=("text",))).words()
+
+    assert said(relevance=GateLimit(at_least=0.5)) == "relevance 0, gate.limits.relevance.at_least=0.5"
+    assert said(error_rate_change=GateLimit(at_most=-0.1)) == (
+        "error_rate_change 0, gate.limits.error_rate_change.at_most=-0.1"
+    )
+    assert said(relevance=GateLimit(at_least=0, at_most=0.5), error_rate_change=GateLimit(at_most=0.01)) == "passed"
+    assert said(accuracy=GateLimit(at_least=0.9)) == "accuracy was not measured, gate.limits.accuracy"
+    assert (
+        said(accuracy_change=GateLimit(at_least=0)) == "accuracy_change was not measured, gate.limits.accuracy_change"
+    )
+    approve(ApproveAsked(sink=ApproveSink(uri=sink), run="run-g", by="anna", note="seen"))
+    assert said(accuracy=GateLimit(at_least=0.9)).endswith("approved by anna: seen")
+
+
+def test_what_is_compared_with_readers_version_passes_where_they_have_none(tmp_path: Path) -> None:
+    output = opened(str(tmp_path))
+    output.commit(answered(str(tmp_path), "f"))
+
+    verdict = judge(output, GateConfig(max_error_rate=0.2, limits={"error_rate_change": GateLimit(at_most=-1)}))
+
+    assert verdict.passed
+
+
+def test_a_limit_is_said_on_the_command_line_and_one_of_no_figure_is_refused() -> None:
+    words = ["+job=classify", "source.uri=in", "sink.uri=out", "publish=gate"]
+    (config,) = compose([*words, "gate.limits={accuracy: {at_least: 0.9}, relevance: {at_most: 1}}"])
+    assert config.gate.limits == {"accuracy": GateLimit(at_least=0.9), "relevance": GateLimit(at_most=1)}
+    for wrong, told in (
+        ("gate.limits={wit: {at_least: 0.9}}", "accuracy"),
+        ("gate.limits={accuracy: {}}", "at_least, at_most or both"),
+        ("gate.limits={accuracy: {above: 1}}", "above"),
+    ):
+        with pytest.raises(UserError, match=told):
+            compose([*words, wrong])
