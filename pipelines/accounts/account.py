@@ -12,8 +12,6 @@ from datetime import UTC, date, datetime
 from decimal import Decimal, localcontext
 from typing import Any, Protocol
 
-import pyarrow as pa
-
 from pipelines import patience, storage
 from pipelines.accounts.allowance import Allowance, Busy, Pace
 from pipelines.accounts.attribution import NS, Held, Host, Parts, Timeline, Work, attribute, by_day
@@ -278,9 +276,7 @@ def _price_in(account: Mapping[str, Any]) -> DevicePrice:
 
 def work_of(ledger: Ledger, run: str) -> Work:
     """What the ledger says that a run has done; a receipt that stands there twice counts once."""
-    rows: pa.Table = ledger.table(["run", "attempt", *_WORK])
-    once = {row["attempt"]: row for row in rows.to_pylist() if row["run"] == run}
-    return Work.of(tuple(row[name] for name in _WORK) for row in once.values())
+    return Work.of(tuple(getattr(one, name) for name in _WORK) for one in ledger.of_run(run))
 
 
 def tokens_of(totals: Totals) -> Tokens:

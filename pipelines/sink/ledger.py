@@ -5,7 +5,7 @@ numbers its receipts. Rows of the table may lie in any file, so the ledger may b
 """
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import fields, replace
 from functools import partial
 from itertools import pairwise
@@ -80,7 +80,7 @@ _SEQ_BITS = 40  # for the numbers of one run's receipts, where epoch and number 
 _ORDER = [("epoch", "ascending"), ("seq", "ascending")]
 SLICE_ROWS = 8192  # of a file of the ledger, in memory as columns
 COMPACT_FILES = 8  # from so many files on, compaction is worth a commit
-COMPACT_EVERY = 200  # commits of one run
+COMPACT_EVERY = 50  # commits of one run: so many small files at most are left to the start after a kill
 FILE_BYTES = 16 * 2**20  # of a file that is compacted no more: some 70,000 receipts
 # Nobody looks receipts up by a range of values; statistics made up three quarters of a commit in the log. And a file of
 # a few receipts takes a third less without dictionaries.
@@ -109,6 +109,7 @@ class Ledger:
         self._end = START
         self._view_version: int | None = None  # of the table when the view was read
         self._appended = 0  # files since the last compaction
+        self._newest: tuple[str, dict[str, Receipt]] = ("", {})  # the last run of the ledger as it was read, by attempt
 
     @classmethod
     def open(cls, sink_uri: str, *, create: bool) -> Self:
@@ -164,9 +165,11 @@ class Ledger:
         self._seq += len(receipts)
         self._appended += 1
         self._end = (self.epoch << _SEQ_BITS) + self._seq - 1
-        if self._appended >= COMPACT_EVERY:  # a run of a day, killed, would else leave 40,000 files to the next start
+        if self._appended >= COMPACT_EVERY:
             self.compact()
-        return view.add(replace(receipt, measures=None) for receipt in receipts)
+        held = [replace(receipt, measures=None) for receipt in receipts]
+        self._newest[1].update((receipt.attempt, receipt) for receipt in held if receipt.run == self._newest[0])
+        return view.add(held)
 
     def committed(self) -> Committed:
         """What counts, as `count` says. Read once, then kept up to date by `append`."""
@@ -207,6 +210,13 @@ class Ledger:
             found[receipt.run] = RunEnd(receipt.run, place, receipt.finished_at)
         return list(found.values())
 
+    def of_run(self, run: str) -> Collection[Receipt]:
+        """The receipts of a run, each once, whether or not they count still. Of the last run that the ledger told of
+        when it was read they are at hand: so that a start after a kill need not read it twice."""
+        if self._newest[0] == run:
+            return self._newest[1].values()
+        return {receipt.attempt: receipt for receipt in self.receipts() if receipt.run == run}.values()
+
     def receipts(self) -> Iterator[Receipt]:
         """Every receipt in the ledger, in order; one whose commit was written twice comes twice."""
         return iter(self._all()[1])
@@ -229,6 +239,8 @@ class Ledger:
             order = sorted(range(len(places)), key=places.__getitem__)
             places, receipts = [places[at] for at in order], [receipts[at] for at in order]
         self._end = places[-1] if places else START
+        run = receipts[-1].run if receipts else ""
+        self._newest = run, {receipt.attempt: receipt for receipt in receipts if receipt.run == run}
         return places, receipts
 
     def measured(self, receipts: Iterable[Receipt]) -> Iterator[Receipt]:
