@@ -22,6 +22,7 @@ tune.py            finds batch sizes for a model, hardware and job: the command
 tuning.py            which sizes to try next
 tuned.py             those found, kept for later runs
 agree.py           finds rules for the order of fields in each row, and tries them: the command
+judge.py           lets a second model judge a sample of an output's answers: the command
 report.py          makes the report of a run again: the command
 watch.py           shows a run that is at work elsewhere: the command
 verify.py          proves an output against its input and its ledger: the command
@@ -38,6 +39,7 @@ compose.py         conf/, a user's folder and the command line to checked config
 config_folder.py     the folders that configs come from, and their files read with suspicion
 config_keys.py       the keys there are, the nearest to a wrong one, errors in one line
 alert_config.py    alerts as a config says them: rules, paths, channels
+gate_config.py     what the gate holds a candidate against, as a config says it
 config.py          the contract in types: settings, Exit, UserError, RunFailed
 redact.py          secrets out of any text that leaves the process
 preparation.py     all that is decided before anything starts
@@ -139,6 +141,7 @@ accounts/          what it cost and how it went; imported by commands alone
     agreement.py         gold against answers: per class, calibration
     panel.py             some fixed rows of an output, looked at after each run
     texts.py             a sample of answers in free text: language, mood, overlap with the input
+    judged.py            what a second model said of a sample of them
     quality_files.py     what a run found of them, kept beside the output for later runs
     distances.py         how far apart two groups of counts are, and whether chance explains it
     summary.py         what a run did, in numbers

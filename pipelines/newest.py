@@ -5,14 +5,24 @@ from pipelines.compose import recorded
 from pipelines.config import RunConfig
 
 
-def newest_config(sink_uri: str) -> RunConfig | None:
-    """The config of the newest run of an output; None: none left one. Raises UserError for one that cannot be used."""
+def newest(sink_uri: str) -> tuple[str, RunConfig] | None:
+    """The newest run of an output, and its config; None: none left one.
+
+    Raises:
+        UserError: it left one that cannot be used.
+    """
     listed = storage.listing(storage.join(sink_uri, "runs"), missing_ok=True)
-    left = [stored.uri for stored in listed if stored.path.endswith("/config.yaml")]
+    left = [stored for stored in listed if stored.path.endswith("/config.yaml")]
     if not left:
         return None
-    newest = max(left)  # a run id begins with its time
-    return recorded(storage.get(newest).decode(), storage.shown(newest))
+    last = max(left, key=lambda stored: stored.path)  # a run id begins with its time
+    return last.path.partition("/")[0], recorded(storage.get(last.uri).decode(), storage.shown(last.uri))
+
+
+def newest_config(sink_uri: str) -> RunConfig | None:
+    """The config of the newest run of an output; None: none left one. Raises UserError for one that cannot be used."""
+    found = newest(sink_uri)
+    return None if found is None else found[1]
 
 
 def retain_hours(sink_uri: str) -> float:

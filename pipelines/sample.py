@@ -28,6 +28,7 @@ from pipelines.job.contract import OutputContract
 from pipelines.job.fingerprint import difference
 from pipelines.preparation import Prepared, open_output, prepare
 from pipelines.refused import earlier_parts
+from pipelines.sink.aside import open_file
 from pipelines.sink.audit_files import Check
 from pipelines.sink.receipt import Receipt
 from pipelines.specs import cluster_address
@@ -65,7 +66,7 @@ def agreement(
         check.notes.append("there is no answered row to draw")
         return check
     columns = OutputContract.of(config.job.output, job=config.job.name).schema.names
-    before = _read(sink_uri, places)
+    before = read_places(sink_uri, places)
     inputs = before.select(before.schema.names[: before.schema.names.index(columns[0])])
     with scratch(sink_uri, config) as folder:
         put_sample(inputs, folder)
@@ -100,15 +101,15 @@ def drawn(receipts: Sequence[Receipt], rows: int, seed: int) -> list[Place]:
     return found
 
 
-def _read(sink_uri: str, places: Sequence[Place]) -> pa.Table:
-    """These rows of the data files, in order; one file is read at a time."""
+def read_places(sink_uri: str, places: Sequence[Place]) -> pa.Table:
+    """These rows of the data files, waiting ones too, in order; one file is read at a time."""
     lines: dict[str, list[int]] = {}
     for receipt, line in places:
         lines.setdefault(receipt.data_file or "", []).append(line)
     parts = []
     for name, wanted in lines.items():
-        whole = storage.get(storage.join(sink_uri, "data", name))
-        parts.append(pq.read_table(io.BytesIO(whole)).take(wanted))
+        with open_file(sink_uri, "data", name) as file:
+            parts.append(pq.read_table(file).take(wanted))
     return pa.concat_tables(parts)
 
 

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from decimal import Decimal
 
 from pipelines import storage
-from pipelines.accounts import quality_files
+from pipelines.accounts import judged, quality_files
 from pipelines.accounts.closing import money
 from pipelines.accounts.quality import Measures
 from pipelines.accounts.quality_files import Quality
@@ -82,7 +82,7 @@ def made(
         speed(run),
         held_back(run),
         lengths(run, seen),
-        quality(run, seen, *_measured(sink_uri, run)),
+        quality(run, seen, *_measured(sink_uri, run), judged.of_run(sink_uri, run.run_id)),
         errors(run, examples(sink_uri, run.receipts)),
         trend(lines),
         lineage(run),

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from pipelines.accounts.agreement import calibration_error, classes, macro_f1, wilson
+from pipelines.accounts.judged import Judged
 from pipelines.accounts.quality import SIGNIFICANT, Drift, Measures
 from pipelines.accounts.quality_files import Quality
 from pipelines.accounts.report_data import Run
@@ -25,8 +26,10 @@ COMPARED = {
 }
 
 
-def quality(run: Run, seen: Answers, measures: Measures, found: Quality | None) -> Section:
-    """Labels, how many of them are those expected, and drift. `found`: what the run left; None: it left nothing."""
+def quality(
+    run: Run, seen: Answers, measures: Measures, found: Quality | None, judges: Sequence[Judged] = ()
+) -> Section:
+    """Labels, how many of them are those expected, verdicts, and drift. `found`: what the run left; None: nothing."""
     totals, counts = run.totals, measures.counts
     facts = []
     if totals.gold_rows and totals.gold_correct is not None and totals.accuracy is not None:
@@ -44,6 +47,9 @@ def quality(run: Run, seen: Answers, measures: Measures, found: Quality | None) 
         facts.append(("refusals", f"{percent(counts.refusals / counts.rows)} ({told})"))
     if found is not None and found.texts is not None:
         facts += _texts(found.texts)
+    for one in judges:
+        by = f"by {one.model} with job {one.job}"
+        facts.append(("judged", "; ".join(filter(None, (f"{one.words()}, {by}", one.of_gold())))))
     tables, notes = [], []
     if found is not None and found.drift is not None:
         facts.append(("against", f"run {shown(found.against)}, with {found.drift.rows_old:,} answered rows"))
