@@ -146,6 +146,23 @@ def test_the_ledger_gives_back_every_field_of_every_receipt_in_order(store: str)
     assert [receipt.start for receipt in Ledger.open(store, create=False).receipts()] == [0, 4, 8, 12, 16, 20, 24]
 
 
+def test_a_runs_receipts_are_each_told_once_at_hand_or_not(tmp_path: Path) -> None:
+    sink = str(tmp_path)
+    ledger, _ = begun(sink)
+    killed = [done(sink, 0, 4, run="killed"), done(sink, 4, 8, run="killed")]
+    ledger.append([done(sink, 8, 12, run="early"), killed[0]])
+    late = done(sink, 12, 16, run="early")
+    ledger.append([late, *killed])  # the first of them for the second time, as after a lost answer
+
+    again, _ = begun(sink)
+    assert [one.start for one in again.of_run("killed")] == [0, 4]
+    taken = done(sink, 16, 20, run="killed")  # a whole file without a receipt, found at the start
+    again.append([taken, done(sink, 20, 24, run="new")])
+    assert list(again.of_run("killed")) == [*killed, taken]
+    assert [one.start for one in again.of_run("early")] == [8, 12]
+    assert list(Ledger.open(sink, create=False).of_run("none")) == []
+
+
 def test_a_sink_without_a_ledger_reads_as_empty_and_nothing_is_made(store: str) -> None:
     assert list(Ledger.open(store, create=False).receipts()) == []
     assert list(storage.listing(store, missing_ok=True)) == []
