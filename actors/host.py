@@ -60,6 +60,7 @@ class EngineHost:
         window: Window,
         stop: Callable[[], bool] | None = None,  # True: the run is draining; may block, is called in a thread
         locate: Callable[[], ModelHere] | None = None,  # on this node; None: where `engine` says
+        fit: Callable[[EngineConfig], EngineConfig] | None = None,  # to this node's device; None: `engine` as it is
         devices: int = 1,
         grace_s: float = 60.0,  # after `stop`, for units that are begun
         max_restarts: int = 3,
@@ -83,7 +84,7 @@ class EngineHost:
         self._start_seconds = 0.0
         self._seconds = {"read_seconds": 0.0, "prepare_seconds": 0.0}
         self._units_ended = 0  # that have left with their answers
-        self._config = engine
+        self._config = engine = fit(engine) if fit else engine
         self._locate = locate
         self._witness = witness
         self._sharing = Sharing(notes) if notes else None

@@ -18,7 +18,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from actors.window import Window
 from pipelines.config import RunConfig, RunFailed, UserError
 from pipelines.dataflow import WORKER_DEATHS, Flow
-from pipelines.engine_choice import Hardware, detect
+from pipelines.engine_choice import Hardware, detect, fit_of
 from pipelines.job.ladder import AskAgain
 from pipelines.job.model import located
 from pipelines.preparation import Prepared
@@ -157,6 +157,7 @@ def flow(config: RunConfig, prepared: Prepared, run_id: str, committed: Committe
             ordered=config.ordering == "window",
         ),
         locate=partial(located, prepared.model),
+        fit=fit_of(config, prepared.engine),
         pool=config.engine.pool,
         units_in_flight=config.engine.units_in_flight,
         overdue_times=config.engine.overdue_times,

@@ -76,6 +76,7 @@ class Flow:
     engine: EngineConfig
     window: Window
     locate: Callable[[], ModelHere] | None  # on an engine's node; None: where `engine` says
+    fit: Callable[[EngineConfig], EngineConfig] | None  # to the device of its node; None: `engine` as it is
     pool: tuple[int, int]  # fewest and most replicas
     units_in_flight: int  # units whose rows share one engine
     overdue_times: float | None  # as long as 99 % of rows take, after which one is named
@@ -257,6 +258,7 @@ def _dataset(todo: Sequence[ShardWork], flow: Flow, switch: Switch, notes: Answe
                 "stop": switch.draining,
                 "report": switch.report,
                 "locate": flow.locate,
+                "fit": flow.fit,
                 "devices": flow.engine.devices,
                 "grace_s": flow.grace_s,
                 "max_restarts": flow.max_restarts,

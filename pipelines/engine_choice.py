@@ -7,7 +7,7 @@ vLLM 0.32: `get_min_capability` of its quantization methods on GPU, its `platfor
 import logging
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal, Protocol
@@ -16,6 +16,7 @@ from actors.engine import EngineConfig, Speculation
 from pipelines import tuned
 from pipelines.config import PrecisionConfig, RunConfig, UserError
 from pipelines.job.model import cache_dir
+from pipelines.tuning import Sizes
 
 log = logging.getLogger(__name__)
 
@@ -126,10 +127,39 @@ def choose(config: RunConfig, model: ModelFacts, hardware: Hardware, *, path: st
     )
     if not simulated:
         _refuse_misfits(config, model, hardware, engine)
-    if batching.mode != "continuous" or batching.max_num_seqs or batching.max_num_batched_tokens:
+    if not _takes_tuned(config):
         return engine
     sizes = tuned.find(cache_dir(), tuned.holds_for(config, engine, device=device_name(hardware)))
     return replace(engine, **asdict(sizes)) if sizes else engine
+
+
+def _takes_tuned(config: RunConfig) -> bool:
+    """Whether nobody has said what batch sizes there should be."""
+    batching = config.batching
+    return batching.mode == "continuous" and not batching.max_num_seqs and not batching.max_num_batched_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """Batch sizes by the GPU of the node on which an engine starts: a pool may have several kinds."""
+
+    tuned: Mapping[str, Sizes]  # by the name of the GPU
+    otherwise: Sizes
+
+    def __call__(self, engine: EngineConfig) -> EngineConfig:
+        """Called in the process that has the GPU."""
+        return replace(engine, **asdict(self.tuned.get(detect().gpu_name or "", self.otherwise)))
+
+
+def fit_of(config: RunConfig, engine: EngineConfig) -> Fit | None:
+    """How engines on other GPUs than the one that was looked at get their sizes; None: all have those of `engine`."""
+    if engine.device != "gpu" or not _takes_tuned(config):
+        return None
+    found = tuned.by_device(cache_dir(), tuned.holds_for(config, engine, device=""))
+    otherwise = Sizes(
+        max_num_seqs=config.model.max_num_seqs, max_num_batched_tokens=config.model.max_num_batched_tokens
+    )
+    return Fit(found, otherwise) if found else None
 
 
 def device_name(hardware: Hardware) -> str:

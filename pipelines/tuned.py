@@ -44,6 +44,19 @@ def find(folder: Path, says: Mapping[str, Any]) -> Sizes | None:
         return None
 
 
+def by_device(folder: Path, says: Mapping[str, Any]) -> dict[str, Sizes]:
+    """The sizes that were tuned for just this on each device, whichever `says` names."""
+    found = {}
+    for file in sorted((folder / "tuned").glob("*.json")):
+        try:
+            other = json.loads(file.read_text())["holds_for"]["device"]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        if isinstance(other, str) and (sizes := find(folder, {**says, "device": other})):
+            found[other] = sizes
+    return found
+
+
 def keep(folder: Path, says: Mapping[str, Any], sizes: Sizes, *, tokens_per_s: float, at: str) -> Path:
     """Keep sizes for later runs; where they are kept, so that who wants the old ones back can delete the file."""
     file = _file(folder, says)

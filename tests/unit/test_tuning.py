@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from actors.engine import EngineConfig
-from pipelines import tuned
+from pipelines import engine_choice, tuned
 from pipelines.compose import compose
-from pipelines.engine_choice import Hardware, choose, device_name
+from pipelines.engine_choice import Hardware, choose, device_name, fit_of
 from pipelines.job.model import cache_dir, resolve
 from pipelines.tuning import Sizes, Trial, best, first_sizes, noise, search
 
@@ -146,3 +146,36 @@ def test_sizes_that_were_tuned_hold_for_a_run_of_that_job_on_that_hardware_and_n
     assert chosen(hardware=there).max_num_seqs == before.max_num_seqs
     file.write_text("{}")
     assert chosen() == before
+
+
+def test_each_engine_of_a_pool_has_the_sizes_tuned_for_the_gpu_of_its_node(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["+job=classify", "engine=simulated", "engine.device=gpu", f"source.uri={tmp_path}", "sink.uri=elsewhere"]
+    (config,) = compose(words)
+    files = resolve(config.model, cache=cache_dir())
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    engine = choose(config, files, Hardware(device="gpu", gpu_name="H100", gpus=1), path="none")
+    assert fit_of(config, engine) is None  # nothing was tuned
+
+    for device, seqs in (("H100", 512), ("L4", 48)):
+        says = tuned.holds_for(config, engine, device=device)
+        sizes = Sizes(max_num_seqs=seqs, max_num_batched_tokens=4096)
+        tuned.keep(cache_dir(), says, sizes, tokens_per_s=1.0, at="2026-12-01")
+    (another,) = compose([*words, "job.name=another"])  # tuned on an A100, but with other rows
+    says = tuned.holds_for(another, engine, device="A100")
+    tuned.keep(cache_dir(), says, Sizes(max_num_seqs=3, max_num_batched_tokens=64), tokens_per_s=1.0, at="2026-12-01")
+
+    fit = fit_of(config, choose(config, files, Hardware(device="gpu", gpu_name="H100", gpus=1), path="none"))
+
+    assert fit is not None
+    for name, seqs in (
+        ("H100", 512),
+        ("L4", 48),
+        ("A100", config.model.max_num_seqs),
+        (None, config.model.max_num_seqs),
+    ):
+        monkeypatch.setattr(engine_choice, "detect", lambda name=name: Hardware(device="gpu", gpu_name=name, gpus=1))
+        assert fit(engine).max_num_seqs == seqs
+    (said,) = compose([*words, "batching.max_num_seqs=5"])
+    assert fit_of(said, engine) is None

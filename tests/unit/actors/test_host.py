@@ -1,13 +1,14 @@
 """The host without Ray: units in, units out, drained when told."""
 
 import asyncio
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import pyarrow as pa
 import pytest
 
-from actors.engine import Answer, Constraint, EngineConfig, EngineLost, ModelHere, Sampling, SimulatedFaults
+from actors.engine import Answer, Constraint, EngineConfig, EngineLoad, EngineLost, ModelHere, Sampling, SimulatedFaults
 from actors.exchange import ANSWERS, PROMPTS, from_ipc, to_ipc
 from actors.host import EngineHost
 from actors.host_stats import HostStats
@@ -224,6 +225,18 @@ async def test_the_figures_reported_are_those_of_the_answers() -> None:
 async def test_the_model_is_looked_for_on_the_node_and_its_folder_given_to_the_engine() -> None:
     with pytest.raises(RuntimeError, match="no such model here"):
         host(locate=_fails)
+
+
+async def test_an_engine_is_opened_with_what_fits_the_device_of_its_node() -> None:
+    seen: list[EngineLoad] = []
+    hosted = host(fit=lambda engine: dataclasses.replace(engine, max_num_seqs=3), faults={"latency_s": 0.05})
+    answering = asyncio.create_task(hosted(unit("a", [1] * 12)))
+    while not answering.done():
+        seen.append(hosted.stats().load or EngineLoad(running=0, waiting=0))
+        await asyncio.sleep(0.01)
+
+    assert max(load.running for load in seen) == 3
+    hosted.close()
 
 
 def _fails() -> ModelHere:
