@@ -4,6 +4,7 @@ This also is what k8s/bin/entrypoint.py and drain.py are tried on: how Ray stops
 """
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -123,6 +124,7 @@ def ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ray]:
             each.kill()
         for one in started:
             one.wait()
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def test_without_the_token_nothing_is_submitted_and_one_line_says_what_to_do(ray: Ray) -> None:
