@@ -168,7 +168,10 @@ class Ledger:
         if self._appended >= COMPACT_EVERY:
             self.compact()
         held = [replace(receipt, measures=None) for receipt in receipts]
-        self._newest[1].update((receipt.attempt, receipt) for receipt in held if receipt.run == self._newest[0])
+        if all(receipt.run == self._newest[0] for receipt in held):
+            self._newest[1].update((receipt.attempt, receipt) for receipt in held)
+        else:  # a run at work: what it replaces should not stay in memory
+            self._newest = "", {}
         return view.add(held)
 
     def committed(self) -> Committed:
@@ -211,8 +214,9 @@ class Ledger:
         return list(found.values())
 
     def of_run(self, run: str) -> Collection[Receipt]:
-        """The receipts of a run, each once, whether or not they count still. Of the last run that the ledger told of
-        when it was read they are at hand: so that a start after a kill need not read it twice."""
+        """The receipts of a run, each once, whether or not they count still. Those of the last run of the ledger are at
+        hand until another appends: so that a start after a kill need not read it twice."""
+        self.committed()
         if self._newest[0] == run:
             return self._newest[1].values()
         return {receipt.attempt: receipt for receipt in self.receipts() if receipt.run == run}.values()
