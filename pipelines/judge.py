@@ -123,11 +123,6 @@ def _drawn(sink_uri: str, job: JobConfig, rows: int, seed: int) -> pa.Table:
 def _as_questions(table: pa.Table, theirs: JobConfig, judge: JobConfig) -> pa.Table:
     """The rows as the judge's corpus: question, answer, and their columns but those named like the judge's own."""
     template = compile_messages(theirs.messages, job=theirs.name, fields=theirs.fields)
-    if gone := [name for name in template.columns if name not in table.schema.names]:
-        raise UserError(
-            f"the prompts of job {theirs.name} quote {gone[0]}, which its output does not keep: name it in the run's "
-            "source.columns, or leave source.columns at null"
-        )
     names = ["label"] if theirs.output.kind == "labels" else _columns(theirs)
     rows = table.to_pylist()
     questions = ["\n\n".join(f"[{role}]\n{content}" for role, content in template.render(row)) for row in rows]

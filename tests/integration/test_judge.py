@@ -103,12 +103,6 @@ def test_what_cannot_be_judged_is_told_before_anything_starts(output: Path, tmp_
         told(output, good="fine")
     with pytest.raises(UserError, match="no run left its config there"):
         told(tmp_path / "none")
-    write_texts(tmp_path / "words", [["one"]])
-    assert job("source.columns=[id]", source=tmp_path / "words", sink=tmp_path / "narrow") is Exit.DONE
-    with pytest.raises(
-        UserError, match=r"quote text, which its output does not keep: name it in the run's source\.columns"
-    ):
-        told(tmp_path / "narrow")
 
 
 @pytest.mark.engine
